@@ -1,0 +1,29 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set themselves up first, once.
+.PHONY: setup demo test lint fast clean
+
+PYTHON ?= python3
+UV := $(shell command -v uv || echo .venv/bin/uv)
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml */pyproject.toml
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@command -v uv >/dev/null || test -x .venv/bin/uv || .venv/bin/python -m pip install -q uv
+	$(UV) sync --all-packages --all-extras --quiet
+	@touch $@
+
+demo: setup
+	.venv/bin/motet demo
+
+test: setup lint
+	.venv/bin/python -m pytest
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-cache
+	.venv/bin/mypy
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,1 @@
+"""Workflows, runs and the `motet` command: the one room that knows all the others."""

@@ -1,0 +1,331 @@
+"""Document shard, format version 1: one uncompressed Arrow IPC file of documents, memory-mapped when read.
+
+    documents -> `ShardWriter` -> bytes on disk + a `ShardSummary` for the manifest -> `Shard` (checked, zero-copy)
+
+A document is a list of spans; a span is a run of one modality's tokens as its tokenizer gave them. All discrete ids
+of a document stand in one list `tokens` in reading order, all latents in one list `latents`; `span_end` counts both
+kinds (a latent vector is one token). Nothing that differs between machines (paths, times, hosts) is written, so equal
+documents give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from motet.tokenizers.contract import Tokens, TokenizerSpec
+
+FORMAT_VERSION = 1
+ROWS_PER_BATCH = 512
+METADATA_KEY = b"motet"
+
+
+class DamagedShard(Exception):
+    """Stored bytes are not what was written; the message names the file and the place."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One sample's tokens: `spans` are (modality, tokens) in reading order; `sample_id` is 16 bytes (see sample_id)."""
+
+    sample_id: bytes
+    source: str
+    spans: tuple[tuple[str, Tokens], ...]
+
+
+def sample_id(source: str, position: str, content: Sequence[bytes]) -> bytes:
+    """16 bytes: xxh3-64 of the content, then xxh3-64 of source name and position.
+
+    The content comes first and alone, so that equal samples share eight bytes wherever they stand: held-out splits and
+    duplicate counts need only this column.
+    """
+    state = xxhash.xxh3_64()
+    for part in content:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    where = xxhash.xxh3_64_digest(source.encode() + b"\0" + position.encode())
+    return state.digest() + where
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """Schema metadata: the modality table (index = `span_modality`) and each modality's tokenizer."""
+
+    modalities: tuple[str, ...]
+    tokenizers: dict[str, TokenizerSpec]
+    settings_hash: str
+
+    @property
+    def latent_dim(self) -> int:
+        """Width of the latents column: 0 if no tokenizer is continuous."""
+        return max((s.latent_dim for s in self.tokenizers.values()), default=0)
+
+    def schema(self) -> pa.Schema:
+        """The Arrow schema: a pure function of this header."""
+        sizes = [max(s.codebooks) for s in self.tokenizers.values() if s.codebooks]
+        token = pa.uint16() if max(sizes, default=0) <= 1 << 16 else pa.uint32()
+        required = {"nullable": False}
+        fields = [
+            pa.field("sample_id", pa.binary(16), nullable=False),
+            pa.field("tokens", pa.list_(pa.field("item", token, **required)), nullable=False),
+            pa.field("span_end", pa.list_(pa.field("item", pa.int32(), **required)), nullable=False),
+            pa.field("span_modality", pa.list_(pa.field("item", pa.uint8(), **required)), nullable=False),
+            pa.field(
+                "span_shape",
+                pa.list_(pa.field("item", pa.list_(pa.field("item", pa.int32(), **required)), **required)),
+                nullable=False,
+            ),
+        ]
+        if self.latent_dim:
+            vector = pa.list_(pa.field("item", pa.float16(), **required), self.latent_dim)
+            fields.append(pa.field("latents", pa.list_(pa.field("item", vector, **required)), nullable=False))
+        fields.append(pa.field("source", pa.dictionary(pa.int16(), pa.utf8()), nullable=False))
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "modalities": list(self.modalities),
+            "tokenizers": {m: s.to_json() for m, s in sorted(self.tokenizers.items())},
+            "settings_hash": self.settings_hash,
+        }
+        return pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+
+    @classmethod
+    def of(cls, schema: pa.Schema, where: str) -> ShardHeader:
+        """Read the header back from a file's schema."""
+        raw = (schema.metadata or {}).get(METADATA_KEY)
+        if raw is None:
+            raise DamagedShard(f"{where}: an Arrow file, but not a motet document shard")
+        data = json.loads(raw)
+        if data["format_version"] != FORMAT_VERSION:
+            raise DamagedShard(f"{where}: shard format {data['format_version']}; this motet reads {FORMAT_VERSION}")
+        specs = {m: TokenizerSpec.from_json(s) for m, s in data["tokenizers"].items()}
+        return cls(tuple(data["modalities"]), specs, data["settings_hash"])
+
+
+def record_batch(documents: Sequence[Document], header: ShardHeader, sources: Sequence[str]) -> pa.RecordBatch:
+    """Documents as one Arrow record batch; `sources` is the file's whole dictionary of source names."""
+    schema = header.schema()
+    index = {m: i for i, m in enumerate(header.modalities)}
+    ids, id_ends, ends, modalities, shapes, shape_ends, span_ends, vectors, vector_ends = [], [0], [], [], [], [0], [0], [], [0]
+    for document in documents:
+        at = discrete = continuous = 0
+        for modality, tokens in document.spans:
+            at += len(tokens)
+            ends.append(at)
+            modalities.append(index[modality])
+            shapes.extend(tokens.shape)
+            shape_ends.append(len(shapes))
+            if tokens.ids is not None:
+                ids.append(tokens.ids)
+                discrete += len(tokens.ids)
+            if tokens.latents is not None:
+                vectors.append(tokens.latents)
+                continuous += len(tokens.latents)
+        span_ends.append(len(ends))
+        id_ends.append(id_ends[-1] + discrete)
+        vector_ends.append(vector_ends[-1] + continuous)
+
+    def lists(name: str, offsets: Sequence[int], values: pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=schema.field(name).type)
+
+    token = schema.field("tokens").type.value_type
+    flat = np.concatenate(ids).astype(token.to_pandas_dtype()) if ids else np.empty(0, token.to_pandas_dtype())
+    shape = pa.ListArray.from_arrays(
+        pa.array(shape_ends, pa.int32()), pa.array(shapes, pa.int32()), type=schema.field("span_shape").type.value_type
+    )
+    name_index = {s: i for i, s in enumerate(sources)}
+    columns = {
+        "sample_id": pa.array([d.sample_id for d in documents], pa.binary(16)),
+        "tokens": lists("tokens", id_ends, pa.array(flat)),
+        "span_end": lists("span_end", span_ends, pa.array(ends, pa.int32())),
+        "span_modality": lists("span_modality", span_ends, pa.array(modalities, pa.uint8())),
+        "span_shape": lists("span_shape", span_ends, shape),
+        "source": pa.DictionaryArray.from_arrays(
+            pa.array([name_index[d.source] for d in documents], pa.int16()), pa.array(list(sources), pa.utf8())
+        ),
+    }
+    if header.latent_dim:
+        width = header.latent_dim
+        halves = np.concatenate(vectors).reshape(-1) if vectors else np.empty(0, np.float16)
+        vector_type = schema.field("latents").type.value_type
+        fixed = pa.FixedSizeListArray.from_arrays(pa.array(halves.astype(np.float16)), type=vector_type)
+        assert len(fixed) * width == len(halves)
+        columns["latents"] = lists("latents", vector_ends, fixed)
+    return pa.RecordBatch.from_arrays([columns[f.name] for f in schema], schema=schema)
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What the writer knows of the bytes that it wrote: xxh3-128 of the file, xxh3-64 of every record batch."""
+
+    rows: int
+    bytes: int
+    hash: str
+    batch_hashes: tuple[str, ...]
+    batch_rows: tuple[int, ...]
+
+
+class ShardWriter:
+    """Writes documents into one file; memory stays at one record batch."""
+
+    def __init__(self, path: Path, header: ShardHeader, sources: Sequence[str]):
+        self._path, self._header, self._sources = path, header, tuple(sources)
+        self._file = _HashingFile(path)
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._file, "w"), header.schema())
+        self._pending: list[Document] = []
+        self._hashes: list[str] = []
+        self._rows: list[int] = []
+
+    def write(self, document: Document) -> None:
+        """Add one document."""
+        self._pending.append(document)
+        if len(self._pending) == ROWS_PER_BATCH:
+            self._flush()
+
+    def close(self) -> ShardSummary:
+        """Finish the file and make it durable."""
+        if self._pending:
+            self._flush()
+        self._writer.close()
+        self._file.close()
+        return ShardSummary(
+            sum(self._rows), self._file.size, self._file.hash.hexdigest(), tuple(self._hashes), tuple(self._rows)
+        )
+
+    def _flush(self) -> None:
+        batch = record_batch(self._pending, self._header, self._sources)
+        self._writer.write_batch(batch)
+        self._hashes.append(batch_hash(batch))
+        self._rows.append(len(self._pending))
+        self._pending = []
+
+
+def batch_hash(batch: pa.RecordBatch) -> str:
+    """xxh3-64 over the buffers of a record batch, as they lie in the file.
+
+    Only the bytes that values use are hashed, each with its length; the writer's batch and the memory-mapped one give
+    the same hash.
+    """
+    state = xxhash.xxh3_64()
+    for column in batch.columns:
+        if isinstance(column, pa.DictionaryArray):
+            column = column.indices
+        for buffer in column.buffers():
+            if buffer is not None:
+                state.update(buffer.size.to_bytes(8, "little"))
+                state.update(buffer)
+    return state.hexdigest()
+
+
+class _HashingFile:
+    """A file that hashes what is written to it, so that the hash never needs a second read."""
+
+    def __init__(self, path: Path):
+        self._raw = open(path, "wb")  # noqa: SIM115 (closed by close)
+        self.hash, self.size, self.closed = xxhash.xxh3_128(), 0, False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.hash.update(view)
+        self.size += view.nbytes
+        return self._raw.write(view)
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def close(self) -> None:
+        if not self.closed:
+            import os
+
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+            self._raw.close()
+            self.closed = True
+
+    def tell(self) -> int:
+        return self.size
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+
+class Shard:
+    """A memory-mapped shard. Record batches are checked against the manifest's hashes when first touched."""
+
+    def __init__(self, path: Path, batch_hashes: Sequence[str] | None = None):
+        self.path = path
+        try:
+            self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DamagedShard(f"{path}: not a readable shard: {error}") from None
+        self.header = ShardHeader.of(self._file.schema, str(path))
+        self._hashes = batch_hashes
+        if batch_hashes is not None and len(batch_hashes) != self._file.num_record_batches:
+            raise DamagedShard(
+                f"{path}: {self._file.num_record_batches} record batches, the manifest has {len(batch_hashes)}"
+            )
+        self._batches: dict[int, pa.RecordBatch] = {}
+
+    @property
+    def num_batches(self) -> int:
+        """How many record batches the file holds."""
+        return self._file.num_record_batches
+
+    def batch(self, i: int) -> pa.RecordBatch:
+        """Record batch `i`, zero-copy; raises DamagedShard if its bytes are not what was written."""
+        if i not in self._batches:
+            try:
+                batch = self._file.get_batch(i)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise DamagedShard(f"{self.path}: record batch {i} cannot be read: {error}") from None
+            if self._hashes is not None and batch_hash(batch) != self._hashes[i]:
+                raise DamagedShard(f"{self.path}: record batch {i} is damaged: its bytes are not what was written")
+            self._batches[i] = batch
+        return self._batches[i]
+
+    def documents(self) -> Iterator[Document]:
+        """All documents in order; token arrays are views of the mapped file."""
+        for i in range(self.num_batches):
+            batch = self.batch(i)
+            for row in range(batch.num_rows):
+                yield document_at(batch, row, self.header)
+
+
+def document_at(batch: pa.RecordBatch, row: int, header: ShardHeader) -> Document:
+    """One row of a record batch as a Document; its arrays are views of the batch."""
+
+    def values(name: str) -> pa.Array:
+        return batch.column(name)[row].values
+
+    ends = values("span_end").to_numpy()
+    modalities = values("span_modality").to_numpy()
+    shapes = values("span_shape").to_pylist()
+    ids = values("tokens").to_numpy()
+    latents = None
+    if header.latent_dim:
+        vectors = values("latents")
+        latents = vectors.flatten().to_numpy().reshape(-1, header.latent_dim)
+    spans, begin, at_id, at_latent = [], 0, 0, 0
+    for end, code, shape in zip(ends, modalities, shapes, strict=True):
+        modality, n = header.modalities[code], int(end) - begin
+        if header.tokenizers[modality].kind == "discrete":
+            spans.append((modality, Tokens(tuple(shape), ids=ids[at_id : at_id + n])))
+            at_id += n
+        else:
+            assert latents is not None
+            spans.append((modality, Tokens(tuple(shape), latents=latents[at_latent : at_latent + n])))
+            at_latent += n
+        begin = int(end)
+    return Document(batch.column("sample_id")[row].as_py(), batch.column("source")[row].as_py(), tuple(spans))
