@@ -1,0 +1,278 @@
+"""A Mixture-of-Transformers as plainly as it can be written, and random packed batches to try it on.
+
+    `random_rows` -> `Rows` (sequence order) --`grouped`--> a batch as the trainer's collate makes it
+                                             --`plain_losses`--> the same losses without grouping, packing or kernels
+
+The reference walks over the towers with boolean masks in sequence order, as Algorithm 1 of arXiv 2411.04996 is printed,
+one packed row at a time, with the softmax written out. It shares no code with `motet.trainer.model`; only the names of
+the weights. Needs torch and numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TEXT, NONE = 0, -100
+
+
+@dataclass
+class Rows:
+    """Packed rows in sequence order; arrays are [B, S] unless said otherwise.
+
+    `document` 0 is padding; `block` numbers pictures of latents; `modality` is the label's; `clean`, `noise` [N, L] and
+    `time` [N] belong to the positions where `is_latent`, in reading order.
+    """
+
+    ids: np.ndarray
+    tower: np.ndarray
+    document: np.ndarray
+    position: np.ndarray
+    block: np.ndarray
+    labels: np.ndarray
+    modality: np.ndarray
+    is_latent: np.ndarray
+    clean: np.ndarray
+    noise: np.ndarray
+    time: np.ndarray
+    towers: int
+    modalities: tuple[str, ...]
+
+
+def random_rows(
+    seed: int,
+    rows: int,
+    length: int,
+    shares: Sequence[float],
+    vocabulary: int,
+    latent_dim: int = 0,
+    span: int = 16,
+    padding: float = 0.1,
+    noise_steps: int = 1000,
+) -> Rows:
+    """Random documents packed into rows.
+
+    `shares[m]` is how likely a span is of modality m (0 is text); each has its own tower. With `latent_dim`, the last
+    modality is continuous. The ids of the vocabulary are dealt out evenly among the modalities.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(shares)
+    shape = (rows, length)
+    ids, tower, document, position, block = (np.zeros(shape, np.int64) for _ in range(5))
+    modality = np.zeros(shape, np.int64)
+    is_latent = np.zeros(shape, bool)
+    per = vocabulary // count
+    documents = blocks = 0
+    blocks_of: list[int] = []
+    for row in range(rows):
+        end = length - int(rng.integers(0, max(int(2 * padding * length), 1)))
+        at = 0
+        while at < end:
+            documents += 1
+            stop = min(end, at + int(rng.integers(2, 6 * span)))
+            begin = at
+            while at < stop:
+                m = int(rng.choice(count, p=np.asarray(shares) / sum(shares)))
+                n = min(int(rng.integers(1, 2 * span)), stop - at)
+                here = (row, slice(at, at + n))
+                tower[here] = modality[here] = m
+                if latent_dim and m == count - 1 and count > 1:
+                    is_latent[here], blocks = True, blocks + 1
+                    block[here] = blocks
+                    blocks_of.append(n)
+                    ids[here] = 0
+                else:
+                    ids[here] = rng.integers(m * per, (m + 1) * per, n)
+                at += n
+                if at < stop and is_latent[row, at - 1]:  # the end token of a picture is text
+                    ids[row, at], at = rng.integers(0, per), at + 1
+            document[row, begin:at] = documents
+            position[row, begin:at] = np.arange(at - begin)
+    labels = np.full(shape, NONE)
+    follows = (document[:, 1:] == document[:, :-1]) & (document[:, 1:] > 0)
+    follows &= ~is_latent[:, 1:] & ~is_latent[:, :-1]
+    labels[:, :-1] = np.where(follows, ids[:, 1:], NONE)
+    label_modality = np.full(shape, -1)
+    label_modality[:, :-1] = np.where(follows, modality[:, 1:], -1)
+    n = int(is_latent.sum())
+    time = rng.integers(0, noise_steps, len(blocks_of)).repeat(blocks_of)
+    clean, noise = (rng.standard_normal((n, latent_dim)) for _ in range(2))
+    names = ("text", "image", "speech", *(f"modality{i}" for i in range(3, count)))[:count]
+    return Rows(
+        ids, tower, document, position, block, labels, label_modality, is_latent, clean, noise, time, count, names
+    )
+
+
+def grouped(rows: Rows, towers: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """The batch that the trainer's collate makes of these rows; `towers[m]` maps modality m's tower (default its own)."""
+    tower = np.asarray(towers if towers is not None else range(rows.towers))[rows.tower].reshape(-1)
+    order = np.argsort(tower, kind="stable")
+    counts = np.bincount(tower, minlength=int(tower.max(initial=0)) + 1 if towers else rows.towers)
+    if towers is not None:
+        counts = np.bincount(tower, minlength=max(towers) + 1)
+    label_row = np.flatnonzero(rows.labels.reshape(-1)[order] != NONE)
+    latent_row = np.flatnonzero(rows.is_latent.reshape(-1)[order])
+    nth = np.cumsum(rows.is_latent.reshape(-1)) - 1
+    reading = nth[order][latent_row]
+
+    def take(values: np.ndarray, kind: torch.dtype = torch.int64) -> Tensor:
+        return torch.from_numpy(values.reshape(-1)[order]).to(kind)
+
+    return SimpleNamespace(
+        ids_T=take(rows.ids),
+        position_T=take(rows.position),
+        document_T=take(rows.document, torch.int32),
+        block_T=take(rows.block, torch.int32),
+        order_T=torch.from_numpy(order),
+        offsets_G=torch.from_numpy(np.cumsum(counts)).int(),
+        counts=tuple(counts.tolist()),
+        labels_T=take(rows.labels),
+        label_modality_T=take(rows.modality, torch.int8),
+        label_row_M=torch.from_numpy(label_row),
+        latent_row_N=torch.from_numpy(latent_row),
+        latents_ND=torch.from_numpy(rows.clean[reading]).to(dtype),
+        noise_ND=torch.from_numpy(rows.noise[reading]).to(dtype),
+        time_N=torch.from_numpy(rows.time[reading]),
+        modalities=rows.modalities,
+        rows=rows.ids.shape[0],
+        sequence=rows.ids.shape[1],
+    )
+
+
+def counts_of(rows: Rows) -> dict[str, int]:
+    """Labels of each modality, and latent patches, as the trainer's stream counts them."""
+    counted = {name: int((rows.modality == i).sum()) for i, name in enumerate(rows.modalities)}
+    return counted | {"diffusion": int(rows.is_latent.sum())}
+
+
+def plain_hidden(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None = None) -> Tensor:
+    """[B, S, D] after the last norm, in sequence order."""
+    return torch.stack([_row(weights, config, rows, noisy, row) for row in range(rows.ids.shape[0])])
+
+
+def plain_losses(
+    weights: Mapping[str, Tensor], config: Any, objective: Any, rows: Rows
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(total loss, sums by modality) of the whole batch."""
+    dtype = weights["norm"].dtype
+    noisy = None
+    if rows.is_latent.any():
+        kept = torch.from_numpy(_alpha_bar(objective.noise_steps)[rows.time]).to(dtype)[:, None]
+        clean, noise = (torch.from_numpy(x).to(dtype) for x in (rows.clean, rows.noise))
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+    hidden = plain_hidden(weights, config, rows, noisy)
+    logits = hidden @ weights["head.weight"].T
+    log_z = logits.exp().sum(-1).log()
+    sums: dict[str, Tensor] = {}
+    counts = counts_of(rows)
+    labels = sum(counts[name] for name in rows.modalities)
+    total = torch.zeros((), dtype=dtype)
+    for m, name in enumerate(rows.modalities):
+        b, s = np.nonzero(rows.modality == m)
+        nats = log_z[b, s] - logits[b, s, rows.labels[b, s]]
+        sums[name] = nats.sum()
+        weight = objective.weights.get(name, 1.0)
+        total = total + weight * (nats.sum() + objective.z_loss * (log_z[b, s] ** 2).sum()) / max(labels, 1)
+    if noisy is not None and objective.kind == "transfusion":
+        predicted = hidden[torch.from_numpy(rows.is_latent)] @ weights["latent_out.weight"].T
+        error = ((predicted - torch.from_numpy(rows.noise).to(dtype)) ** 2).mean(-1).sum()
+        sums["diffusion"] = error
+        total = total + objective.diffusion_weight * error / counts["diffusion"]
+    return total, sums
+
+
+def _row(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None, row: int) -> Tensor:
+    w = weights
+    x = w["embedding.weight"][torch.from_numpy(rows.ids[row])]
+    if noisy is not None:
+        before = int(rows.is_latent[:row].sum())
+        here = torch.from_numpy(rows.is_latent[row])
+        n = int(here.sum())
+        wave = _timestep(rows.time[before : before + n], config.dim).to(x.dtype)
+        hidden = wave @ w["time.0.weight"].T + w["time.0.bias"]
+        step = (hidden * torch.sigmoid(hidden)) @ w["time.2.weight"].T + w["time.2.bias"]
+        x = x.clone()
+        x[here] = noisy[before : before + n] @ w["latent_in.weight"].T + step
+    masks = [torch.from_numpy(rows.tower[row] == g) for g in range(rows.towers)]
+    for layer in range(config.layers):
+        x = _layer(w, f"blocks.{layer}.", config, rows, row, masks, x)
+    return _each(masks, x, lambda g, part: _rms(part) * w["norm"][g])
+
+
+def _layer(
+    w: Mapping[str, Tensor], at: str, config: Any, rows: Rows, row: int, masks: list[Tensor], x: Tensor
+) -> Tensor:
+    heads, kv_heads, width = config.heads, config.kv_heads or config.heads, config.dim // config.heads
+    S = len(x)
+
+    def norm(name: str, y: Tensor) -> Tensor:
+        return _each(masks, y, lambda g, part: _rms(part) * w[at + name][g])
+
+    y = x if config.norm == "after" else norm("attention_norm", x)
+    qkv = _each(masks, y, lambda g, part: part @ w[at + "qkv"][g].T).view(S, heads + 2 * kv_heads, width)
+    q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+    if config.qk_norm:
+        q, k = norm("q_norm", q), norm("k_norm", k)
+    angle = torch.from_numpy(rows.position[row])[:, None] * config.rope_theta ** (
+        -torch.arange(0, width, 2, dtype=x.dtype) / width
+    )
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+
+    def rotate(z: Tensor) -> Tensor:
+        turned = torch.complex(z[..., : width // 2], z[..., width // 2 :]) * turn
+        return torch.cat((turned.real, turned.imag), -1)
+
+    q, k = rotate(q), rotate(k)
+    k, v = (z.repeat_interleave(heads // kv_heads, 1) for z in (k, v))
+    scores = torch.einsum("qhc,khc->hqk", q, k) / math.sqrt(width)
+    document, block = rows.document[row], rows.block[row]
+    causal = np.arange(S)[:, None] >= np.arange(S)[None]
+    together = (block[:, None] == block[None]) & (block[:, None] > 0)
+    seen = torch.from_numpy((document[:, None] == document[None]) & (causal | together))
+    mixed = torch.einsum("hqk,khc->qhc", scores.masked_fill(~seen, -math.inf).softmax(-1), v).reshape(S, -1)
+    y = _each(masks, mixed, lambda g, part: part @ w[at + "out"][g].T)
+    x = x + (norm("attention_norm", y) if config.norm == "after" else y)
+
+    def swiglu(g: int, part: Tensor) -> Tensor:
+        gate, up = (part @ w[at + "gate_up"][g].T).chunk(2, -1)
+        return (gate * torch.sigmoid(gate) * up) @ w[at + "down"][g].T
+
+    if config.norm == "after":
+        return x + norm("ffn_norm", _each(masks, x, swiglu))
+    return x + _each(masks, norm("ffn_norm", x), swiglu)
+
+
+def _each(masks: list[Tensor], x: Tensor, work: Any) -> Tensor:
+    """Gather each tower's rows by its boolean mask, work on them, scatter the results back."""
+    parts = [(mask, work(g, x[mask])) for g, mask in enumerate(masks) if mask.any()]
+    y = x.new_zeros(len(x), *parts[0][1].shape[1:])
+    for mask, part in parts:
+        y = y.index_put((mask,), part)
+    return y
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def _timestep(time: np.ndarray, dim: int) -> Tensor:
+    half = (dim + 1) // 2
+    angle = time[:, None] * np.exp(-9.21 * np.arange(half) / half)[None]
+    return torch.from_numpy(np.concatenate((np.sin(angle), np.cos(angle)), -1)[:, :dim])
+
+
+def _alpha_bar(steps: int) -> np.ndarray:
+    """The cosine schedule, step by step."""
+    f = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+    kept, values = 1.0, []
+    for i in range(steps):
+        kept *= 1 - min(1 - f[i + 1] / f[i], 0.999)
+        values.append(kept)
+    return np.array(values)

@@ -1,0 +1,145 @@
+"""Row-wise operations with one set of weights per tower, on rows that lie grouped by tower.
+
+    x_TI (rows of tower 0, then of tower 1, ...) + stacked weights [G, ...] -> y_TO, in the same order
+
+How many rows each tower has is known on the host before the step (it came with the batch), so nothing here reads a
+device value. All towers' weights of one kind are one parameter: a tower without a row in a batch gets a zero gradient,
+never none.
+
+Letters: T rows, G towers, I and O features in and out, C width of a normalised vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which rows belong to which tower: `counts` on the host, their running sum `offsets_G` (int32) on the device."""
+
+    counts: tuple[int, ...]
+    offsets_G: Tensor
+
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """(tower, its rows) of every tower that has rows."""
+        begin = 0
+        for tower, count in enumerate(self.counts):
+            if count:
+                yield tower, slice(begin, begin + count)
+            begin += count
+
+
+def grouped_linear(x_TI: Tensor, weight_GOI: Tensor, groups: Groups) -> Tensor:
+    """Each row times its own tower's matrix, in autocast's type where autocast is on.
+
+    One launch (`grouped_mm`) where the GPU has a fused kernel that takes its offsets from the device; elsewhere one
+    matrix product per tower, written into slices of one result.
+    """
+    dtype = compute_dtype(x_TI)
+    if len(groups.counts) == 1:
+        return F.linear(x_TI, weight_GOI.squeeze(0))
+    if has_fused_grouped_mm(x_TI.device, dtype, weight_GOI.shape):
+        return F.grouped_mm(x_TI.to(dtype), weight_GOI.to(dtype).transpose(1, 2), offs=groups.offsets_G)
+    return _GroupedLinear.apply(x_TI, weight_GOI, groups, dtype)
+
+
+def has_fused_grouped_mm(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether `grouped_mm` is one kernel here: Hopper or later, bf16, strides of whole 16 bytes.
+
+    Before Hopper it copies its offsets to the host, which stalls the device.
+    """
+    return (
+        device.type == "cuda"
+        and dtype is torch.bfloat16
+        and hasattr(F, "grouped_mm")
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+        and shape[1] % 8 == 0
+        and shape[2] % 8 == 0
+    )
+
+
+def grouped_rms_norm(x_TC: Tensor, weight_GC: Tensor, groups: Groups, eps: float) -> Tensor:
+    """Rows over their root mean square (last axis), times the row's own tower's gain; `x` may be [T, heads, C].
+
+    Statistics are taken in at least float32; the result has the type of `x`.
+    """
+    return _GroupedRMSNorm.apply(x_TC, weight_GC, groups, eps)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products of `x` run: autocast's where it is on, else its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Written by hand because autograd through slices would fill and add a full-size gradient per tower."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight_GOI: Tensor, groups: Groups, dtype: torch.dtype) -> Tensor:
+        ctx.groups, ctx.dtypes = groups, (x_TI.dtype, weight_GOI.dtype)
+        x_TI, weight_GOI = x_TI.to(dtype), weight_GOI.to(dtype)
+        ctx.save_for_backward(x_TI, weight_GOI)
+        y_TO = x_TI.new_empty(x_TI.shape[0], weight_GOI.shape[1])
+        for tower, rows in groups.slices():
+            torch.mm(x_TI[rows], weight_GOI[tower].t(), out=y_TO[rows])
+        return y_TO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, weight_GOI = ctx.saved_tensors
+        (grad_TO,) = grads
+        grad_TO = grad_TO.to(x_TI.dtype)
+        dx_TI = torch.empty_like(x_TI) if ctx.needs_input_grad[0] else None
+        dweight_GOI = torch.empty_like(weight_GOI)
+        for tower, count in enumerate(ctx.groups.counts):
+            if not count:
+                dweight_GOI[tower].zero_()
+        for tower, rows in ctx.groups.slices():
+            if dx_TI is not None:
+                torch.mm(grad_TO[rows], weight_GOI[tower], out=dx_TI[rows])
+            torch.mm(grad_TO[rows].t(), x_TI[rows], out=dweight_GOI[tower])
+        x_dtype, weight_dtype = ctx.dtypes
+        return None if dx_TI is None else dx_TI.to(x_dtype), dweight_GOI.to(weight_dtype), None, None
+
+
+class _GroupedRMSNorm(torch.autograd.Function):
+    """Keeps the input and one number per row; recomputes the normalised rows in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TC: Tensor, weight_GC: Tensor, groups: Groups, eps: float) -> Tensor:
+        wide_TC = _wide(x_TC)
+        norm_T1 = torch.linalg.vector_norm(wide_TC, dim=-1, keepdim=True)
+        rstd_T1 = (norm_T1.square_().div_(x_TC.shape[-1]).add_(eps)).rsqrt_()
+        ctx.groups = groups
+        ctx.save_for_backward(x_TC, weight_GC, rstd_T1)
+        y_TC = wide_TC * rstd_T1
+        for tower, rows in groups.slices():
+            y_TC[rows] *= weight_GC[tower]
+        return y_TC.to(x_TC.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_TC, weight_GC, rstd_T1 = ctx.saved_tensors
+        grad_TC = _wide(grads[0])
+        unit_TC = _wide(x_TC) * rstd_T1
+        scaled_TC = torch.empty_like(grad_TC)
+        dweight_GC = torch.zeros_like(weight_GC)
+        for tower, rows in ctx.groups.slices():
+            product_TC = grad_TC[rows] * unit_TC[rows]
+            dweight_GC[tower] = product_TC.reshape(-1, weight_GC.shape[-1]).sum(0)
+            torch.mul(grad_TC[rows], weight_GC[tower], out=scaled_TC[rows])
+        along_T1 = torch.linalg.vecdot(scaled_TC, unit_TC).unsqueeze(-1) / x_TC.shape[-1]
+        dx_TC = scaled_TC.addcmul_(unit_TC, along_T1, value=-1).mul_(rstd_T1)
+        return dx_TC.to(x_TC.dtype), dweight_GC, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.float()

@@ -1,0 +1,223 @@
+"""The Mixture-of-Transformers (arXiv 2411.04996, Eq. 1-3 and Algorithm 1): one attention, K towers of weights.
+
+    ids_T --embedding--> x_TD --L blocks--> hidden_TD --`logits`--> scores of the next token
+                                                      --`latent_out`--> predicted noise
+    latents_NL --`latent_in` + timestep embedding--> rows of x_TD
+
+The rows of a batch come grouped by tower and stay so through all layers: projections, norms and feed-forward work row
+by row (`grouped`). Only around attention are they put into sequence order and back (`attention`). Rotation of queries
+and keys uses each row's position in its document, so it needs no order either. A dense model is one tower.
+
+Letters: T rows of the batch, B packed rows, S positions in one, D model width, H query heads, K key and value heads,
+C width of a head, F width of the feed-forward, G towers, V vocabulary, N latent patches, L width of one latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attend, packed_attention, reorder
+from .grouped import Groups, compute_dtype, grouped_linear, grouped_rms_norm
+from .rotary import rotate, rotation
+
+if TYPE_CHECKING:
+    from ..batch import GroupedBatch
+    from ..config import ModelConfig
+
+EPS = 1e-6
+
+
+def feed_forward_width(config: ModelConfig) -> int:
+    """`config.ffn`, or 8D/3 rounded up to 256 as in the paper (to 64 in models narrower than 256)."""
+    step = 256 if config.dim >= 256 else 64
+    return config.ffn or -(-int(8 * config.dim / 3) // step) * step
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of one batch lie, and what they see: everything that all layers share.
+
+    Attributes:
+        groups: rows of each tower.
+        sequence_T: for each position in sequence order, its grouped row; None if both orders are the same.
+        grouped_T: the inverse: for each grouped row, its place in sequence order.
+        rows: B. The sequence length S is T / B.
+        cos, sin: rotation of each grouped row, [T, 1, C/2].
+        attend: attention in sequence order.
+    """
+
+    groups: Groups
+    sequence_T: Tensor | None
+    grouped_T: Tensor | None
+    rows: int
+    cos: Tensor
+    sin: Tensor
+    attend: Attend
+
+
+class Block(nn.Module):
+    """One layer: attention, then SwiGLU, each with a residual; all weights once per tower.
+
+    With `norm: after`, x + norm(sublayer(x)) as in the paper; with `before`, x + sublayer(norm(x)) as in Llama.
+    """
+
+    def __init__(self, config: ModelConfig, towers: int, layer: int):
+        super().__init__()
+        self.layer, self.after = layer, config.norm == "after"
+        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
+        self.width = config.dim // config.heads
+        hidden = feed_forward_width(config)
+        self.qkv = _weight(towers, (self.heads + 2 * self.kv_heads) * self.width, config.dim)
+        self.out = _weight(towers, config.dim, self.heads * self.width)
+        self.gate_up = _weight(towers, 2 * hidden, config.dim)
+        self.down = _weight(towers, config.dim, hidden)
+        self.attention_norm = _gain(towers, config.dim)
+        self.ffn_norm = _gain(towers, config.dim)
+        self.q_norm = _gain(towers, self.width) if config.qk_norm else None
+        self.k_norm = _gain(towers, self.width) if config.qk_norm else None
+
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        """Grouped rows in, grouped rows out."""
+        if self.after:
+            x_TD = x_TD + grouped_rms_norm(self._attention(x_TD, layout), self.attention_norm, layout.groups, EPS)
+            return x_TD + grouped_rms_norm(self._feed_forward(x_TD, layout), self.ffn_norm, layout.groups, EPS)
+        x_TD = x_TD + self._attention(grouped_rms_norm(x_TD, self.attention_norm, layout.groups, EPS), layout)
+        return x_TD + self._feed_forward(grouped_rms_norm(x_TD, self.ffn_norm, layout.groups, EPS), layout)
+
+    def _attention(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        T, H, K, C = x_TD.shape[0], self.heads, self.kv_heads, self.width
+        qkv_TJC = grouped_linear(x_TD, self.qkv, layout.groups).view(T, H + 2 * K, C)
+        q_THC, k_TKC, v_TKC = qkv_TJC.split((H, K, K), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_THC = grouped_rms_norm(q_THC, self.q_norm, layout.groups, EPS)
+            k_TKC = grouped_rms_norm(k_TKC, self.k_norm, layout.groups, EPS)
+        q_THC, k_TKC = (rotate(x, layout.cos, layout.sin).to(v_TKC.dtype) for x in (q_THC, k_TKC))
+        qkv_TJC = reorder(torch.cat((q_THC, k_TKC, v_TKC), dim=1), layout.sequence_T, layout.grouped_T)
+        qkv_BJSC = qkv_TJC.view(layout.rows, -1, H + 2 * K, C).transpose(1, 2)
+        mixed_BHSC = layout.attend(self.layer, *qkv_BJSC.split((H, K, K), dim=1))
+        mixed_TD = mixed_BHSC.transpose(1, 2).reshape(T, H * C)
+        return grouped_linear(reorder(mixed_TD, layout.grouped_T, layout.sequence_T), self.out, layout.groups)
+
+    def _feed_forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        gate_TF, up_TF = grouped_linear(x_TD, self.gate_up, layout.groups).chunk(2, dim=-1)
+        return grouped_linear(F.silu(gate_TF) * up_TF, self.down, layout.groups)
+
+
+class MoT(nn.Module):
+    """The whole model.
+
+    Args:
+        config: shapes and choices.
+        towers: the towers' names in the order in which batches group their rows; text's tower is the first.
+        vocabulary: number of ids, all modalities together.
+        latent_dim: width of one latent patch, 0 if the data has no continuous modality.
+        seed: initial weights are a pure function of it.
+    """
+
+    def __init__(self, config: ModelConfig, towers: Sequence[str], vocabulary: int, latent_dim: int = 0, seed: int = 0):
+        super().__init__()
+        if config.dim % config.heads or config.heads % (config.kv_heads or config.heads):
+            raise ValueError(f"dim {config.dim}, heads {config.heads} and kv_heads {config.kv_heads} must divide")
+        self.config, self.towers = config, tuple(towers)
+        G, D = len(self.towers), config.dim
+        self.embedding = nn.Embedding(vocabulary, D)
+        self.blocks = nn.ModuleList(Block(config, G, layer) for layer in range(config.layers))
+        self.norm = _gain(G, D)
+        self.head = nn.Linear(D, vocabulary, bias=False)
+        self.latent_in = nn.Linear(latent_dim, D, bias=False) if latent_dim else None
+        self.latent_out = nn.Linear(D, latent_dim, bias=False) if latent_dim else None
+        self.time = nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, D)) if latent_dim else None
+        self.reset(seed)
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> None:
+        """Initial weights, a pure function of the seed.
+
+        Matrices are normal with variance 1/fan_in, so that every width starts alike; with norms before the sub-layer,
+        what writes to the residual stream is scaled by 1/sqrt(2 * layers). With norms after it, the norm decides how
+        much a sub-layer writes, so that scale goes into its gain, and embeddings start at size one.
+        """
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        depth = (2 * self.config.layers) ** -0.5
+        after = self.config.norm == "after"
+        for name, weight in self.named_parameters():
+            kind = name.removesuffix(".weight").rpartition(".")[2]
+            if weight.dim() == 1:
+                weight.zero_()
+            elif kind.endswith("norm"):
+                weight.fill_(depth if after and kind in ("attention_norm", "ffn_norm") else 1.0)
+            else:
+                std = 1.0 if kind == "embedding" else weight.shape[-1] ** -0.5
+                if kind in ("out", "down") and not after:
+                    std *= depth
+                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+    def forward(self, batch: GroupedBatch, noisy_NL: Tensor | None = None) -> Tensor:
+        """hidden_TD in grouped order, after the last norm; `noisy_NL` stands in for the batch's clean latents."""
+        x_TD = self.embed(batch.ids_T)
+        if self.latent_in is not None:
+            latents_NL = batch.latents_ND if noisy_NL is None else noisy_NL
+            x_TD = self.place(x_TD, batch.latent_row_N, latents_NL, batch.time_N)
+        return self.run(x_TD, self.layout(batch))
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """Rows of the embedding table."""
+        return self.embedding(ids_T)
+
+    def place(self, x_TD: Tensor, row_N: Tensor, latents_NL: Tensor, time_N: Tensor) -> Tensor:
+        """`x_TD` with latent patches at diffusion step `time_N` in its rows `row_N`."""
+        assert self.latent_in is not None and self.time is not None, "this model has no continuous modality"
+        wave_ND = _sinusoid(time_N, self.config.dim).to(self.embedding.weight.dtype)
+        patch_ND = self.latent_in(latents_NL.to(wave_ND.dtype)) + self.time(wave_ND)
+        return x_TD.index_copy(0, row_N, patch_ND.to(x_TD.dtype))
+
+    def layout(self, batch: GroupedBatch) -> Layout:
+        """What all layers share, computed once per batch."""
+        order_T = batch.order_T
+        alone = sum(count > 0 for count in batch.counts) == 1
+        inverse_T = torch.empty_like(order_T).scatter_(0, order_T, torch.arange(len(order_T), device=order_T.device))
+        document_BS, block_BS = (
+            x[inverse_T].view(batch.rows, batch.sequence) for x in (batch.document_T, batch.block_T)
+        )
+        width = self.config.dim // self.config.heads
+        dtype = compute_dtype(self.embedding.weight)
+        return Layout(
+            Groups(batch.counts, batch.offsets_G),
+            None if alone else inverse_T,
+            None if alone else order_T,
+            batch.rows,
+            *rotation(batch.position_T, width, self.config.rope_theta, self.embedding.weight.dtype),
+            packed_attention(document_BS, block_BS, len(batch.latent_row_N) > 0, dtype, width),
+        )
+
+    def run(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        """All blocks and the last norm."""
+        for block in self.blocks:
+            x_TD = block(x_TD, layout)
+        return grouped_rms_norm(x_TD, self.norm, layout.groups, EPS)
+
+    def logits(self, hidden_ND: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
+        """Scores of the ids in [begin, end) as the next token."""
+        return F.linear(hidden_ND, self.head.weight[begin:end])
+
+
+def _weight(towers: int, out: int, into: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(towers, out, into))
+
+
+def _gain(towers: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(towers, width))
+
+
+def _sinusoid(time_N: Tensor, width: int) -> Tensor:
+    """Sines and cosines of the diffusion step at geometric frequencies, [N, width]."""
+    half = -(-width // 2)
+    frequency = torch.exp(torch.arange(half, device=time_N.device, dtype=torch.float64) * (-9.21 / half))
+    angle = time_N.double().unsqueeze(-1) * frequency
+    return torch.cat((angle.sin(), angle.cos()), dim=-1)[:, :width]

@@ -1,0 +1,163 @@
+"""What a step minimises: the next token of every discrete modality, and the noise in the latents.
+
+    batch --model--> hidden_TD --rows with a label--> `linear_cross_entropy` --> nats by the label's modality
+                              --rows with latents--> predicted noise --> squared error
+
+`kind: chameleon` (arXiv 2405.09818) has the first term only; `kind: transfusion` (arXiv 2408.11039) adds
+`diffusion_weight` times the second. Each sum is divided by the counts of the *global* batch, so that adding up the
+losses (and gradients) of micro-batches and ranks gives the mean over the global batch.
+
+Letters: T rows of the batch, M rows with a label, D model width, V vocabulary, N latent patches, L width of one latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .diffusion import Schedule
+from .model.grouped import compute_dtype
+
+if TYPE_CHECKING:
+    from .batch import GroupedBatch
+    from .config import ObjectiveConfig
+
+DIFFUSION = "diffusion"
+"""Key of the diffusion term in sums and counts; its count is the number of latent patches."""
+
+CHUNK_LOGITS = 1 << 21
+"""How many scores are held at once: 8 MB in float32, which stays in a CPU's cache."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One micro-batch's losses.
+
+    Attributes:
+        total: scalar to call `backward` on; already divided by the global counts.
+        sums: for each modality the summed cross-entropy in nats, for `diffusion` the summed mean squared error of
+            patches; scalars without gradient, on the device.
+        counts: how many terms each sum has, likewise.
+    """
+
+    total: Tensor
+    sums: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+
+def losses(model: nn.Module, batch: GroupedBatch, config: ObjectiveConfig, counts: Mapping[str, int]) -> Losses:
+    """Losses of one micro-batch.
+
+    `counts` are the numbers of labels of each modality, and of latent patches under `diffusion`, in the whole global
+    batch. A modality's labels weigh `config.weights` (default 1) each; the text loss is their mean over all labels.
+    """
+    bare: Any = getattr(model, "module", model)  # a parallel wrapper's hooks run in forward; heads are the model's own
+    diffuse = config.kind == "transfusion" and bare.latent_in is not None
+    noisy_NL = None
+    if diffuse:
+        noisy_NL = _schedule(config.noise_steps).noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
+    hidden_TD = model(batch, noisy_NL)
+
+    names = batch.modalities
+    labels = max(sum(counts.get(name, 0) for name in names), 1)
+    scale = torch.tensor([config.weights.get(name, 1.0) / labels for name in names], dtype=hidden_TD.dtype)
+    modality_M = batch.label_modality_T[batch.label_row_M].long()
+    scale_M = scale.to(hidden_TD.device, non_blocking=True)[modality_M]
+    total, nats_M = linear_cross_entropy(
+        hidden_TD.index_select(0, batch.label_row_M),
+        bare.head.weight,
+        batch.labels_T[batch.label_row_M],
+        scale_M,
+        config.z_loss,
+    )
+    zero = nats_M.new_zeros(len(names))
+    sums = dict(zip(names, zero.index_add(0, modality_M, nats_M), strict=True))
+    terms = dict(zip(names, zero.index_add(0, modality_M, torch.ones_like(nats_M)), strict=True))
+
+    if diffuse:
+        predicted_NL = bare.latent_out(hidden_TD.index_select(0, batch.latent_row_N))
+        error_N = F.mse_loss(predicted_NL.to(hidden_TD.dtype), batch.noise_ND.to(hidden_TD.dtype), reduction="none")
+        error = error_N.mean(-1).sum()
+        sums[DIFFUSION], terms[DIFFUSION] = error.detach(), zero.new_full((), len(error_N))
+        total = total + config.diffusion_weight * error / max(counts.get(DIFFUSION, 0), 1)
+    return Losses(total, sums, terms)
+
+
+def linear_cross_entropy(
+    hidden_MD: Tensor, weight_VD: Tensor, label_M: Tensor, scale_M: Tensor, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(sum over rows of scale * (-log p(label) + z_loss * log(Z)^2), the cross-entropy of each row without gradient).
+
+    The head's product, the softmax and both their gradients run over a few rows at a time, so that the M x V scores
+    never exist as a whole. Products run in autocast's type, sums and exponentials in at least float32.
+    """
+    learn = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
+    dtype = compute_dtype(hidden_MD)
+    return _LinearCrossEntropy.apply(hidden_MD, weight_VD, label_M, scale_M, z_loss, dtype, learn)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients are known as soon as the scores are, so the forward pass computes them and drops the scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        label_M: Tensor,
+        scale_M: Tensor,
+        z_loss: float,
+        dtype: torch.dtype,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(dtype, torch.float32)
+        M, V = hidden_MD.shape[0], weight_VD.shape[0]
+        low_MD, low_VD = hidden_MD.detach().to(dtype), weight_VD.detach().to(dtype)
+        loss_M = torch.empty(M, dtype=wide, device=hidden_MD.device)
+        nats_M = torch.empty_like(loss_M)
+        dhidden_MD = torch.empty_like(low_MD) if learn else None
+        dweight_VD = torch.zeros(weight_VD.shape, dtype=wide, device=weight_VD.device) if learn else None
+        step = max(CHUNK_LOGITS // V, 16)
+        for begin in range(0, M, step):
+            rows = slice(begin, begin + step)
+            scores = torch.mm(low_MD[rows], low_VD.t()).to(wide)
+            index = label_M[rows].unsqueeze(-1)
+            log_z = scores.logsumexp(-1, keepdim=True)
+            nats_M[rows] = (log_z - scores.gather(-1, index)).squeeze(-1)
+            loss_M[rows] = nats_M[rows] + z_loss * log_z.squeeze(-1).square()
+            if dhidden_MD is not None and dweight_VD is not None:
+                scale = scale_M[rows].to(wide).unsqueeze(-1)
+                slope = scores.sub_(log_z).exp_().mul_(scale * (1 + 2 * z_loss * log_z))
+                slope = slope.scatter_add_(-1, index, -scale).to(dtype)
+                torch.mm(slope, low_VD, out=dhidden_MD[rows])
+                dweight_VD += torch.mm(slope.t(), low_MD[rows])
+        ctx.save_for_backward(dhidden_MD, dweight_VD)
+        ctx.dtypes = hidden_MD.dtype, weight_VD.dtype
+        ctx.mark_non_differentiable(nats_M)
+        return (loss_M * scale_M.to(wide)).sum(), nats_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden_MD, dweight_VD = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.dtypes
+        slope = grads[0]
+        return (
+            (dhidden_MD * slope).to(hidden_dtype),
+            (dweight_VD * slope).to(weight_dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+@cache
+def _schedule(steps: int) -> Schedule:
+    return Schedule(steps)
