@@ -116,7 +116,8 @@ def group(
     labels_T = np.full(len(packed.ids_T), NO_LABEL, np.int64)
     follows_T = (document_T[1:] == document_T[:-1]) & (document_T[1:] > 0) & ~latent_T[1:] & ~latent_T[:-1]
     np.copyto(labels_T[:-1], packed.ids_T[1:], where=follows_T)
-    label_modality_T = np.where(labels_T == NO_LABEL, -1, modality_of_V[labels_T].astype(np.int8)).astype(np.int8)
+    label_modality_T = modality_of_V[np.maximum(labels_T, 0)].astype(np.int8)
+    label_modality_T[labels_T == NO_LABEL] = -1
 
     towers = np.asarray(tower_of_modality, np.uint8)
     tower_T = towers[packed.modality_T]

@@ -11,7 +11,6 @@ Chameleon have it (facts/mot.md, section 1.3).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,8 +151,8 @@ class Towers:
         """`mapping` (configuration `model.towers`) names a tower per modality; a modality left out has its own."""
         for modality in mapping:
             if modality not in vocabulary.modalities:
-                near = difflib.get_close_matches(modality, vocabulary.modalities, n=1, cutoff=0.0)[0]
-                raise UserError(f"model.towers: {modality}: the data has no such modality; did you mean '{near}'?")
+                known = ", ".join(vocabulary.modalities)
+                raise UserError(f"model.towers: {modality}: the data has no such modality; it has {known}")
         tower = [mapping.get(m, m) for m in vocabulary.modalities]
         names = tuple(dict.fromkeys(tower))
         return cls(names, tuple(names.index(t) for t in tower))
