@@ -1,0 +1,55 @@
+"""The folder of a fitted tokenizer: `config.json` (what it is, typed) and `model.safetensors` (its arrays); never a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel
+
+from motet.tokenizers.configuration import UserError, validate
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def save_fitted(out: Path, kind: str, config: BaseModel, arrays: dict[str, torch.Tensor]) -> None:
+    """Write the folder of a fitted tokenizer of class `kind`."""
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"kind": kind, **config.model_dump(mode="json")}, indent=2)
+    (out / "config.json").write_text(text + "\n", encoding="utf-8")
+    save_file({name: array.contiguous() for name, array in arrays.items()}, out / "model.safetensors")
+
+
+def load_fitted(path: Path, kind: str, config: type[Config]) -> tuple[Config, dict[str, torch.Tensor]]:
+    """Read it back.
+
+    Raises:
+        UserError: there is no such folder, it holds another kind of tokenizer, or its files are damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    place = path / "config.json"
+    try:
+        content: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        found = content.pop("kind", None)
+    except FileNotFoundError:
+        raise UserError(
+            f"{kind}: path: {path} holds no fitted tokenizer (config.json); fit one with 'motet tokenizer fit {kind}'"
+        ) from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{kind}: path: {place} cannot be read: {error}") from None
+    if found != kind:
+        raise UserError(f"{kind}: path: {path} holds a tokenizer of kind {found!r}, not {kind!r}")
+    weights = path / "model.safetensors"
+    try:
+        arrays = load_file(weights)
+    except FileNotFoundError:
+        raise UserError(f"{kind}: path: {weights} does not exist; copy it beside config.json, or fit again") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{kind}: path: {weights} is damaged: {error}; copy it again, or fit again") from None
+    return validate(content, config, str(place)), arrays

@@ -1,0 +1,188 @@
+"""Raw files in and out, where the input may be hostile: bytes -> checked picture, waveform or text; and back to files.
+
+Nothing here trusts a file. What a header promises is checked before anything is decoded or allocated, only formats that
+are known to be data are tried (no PostScript), and whatever a decoder objects to becomes a `BadSample` with its reason.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from motet.tokenizers.contract import BadSample, Waveform
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+SOUND_SIGNATURES = (
+    b"RIFF",
+    b"RF64",
+    b"fLaC",
+    b"OggS",
+    b"FORM",
+    b".snd",
+    b"caff",
+    b"ID3",
+    b"\xff\xfb",
+    b"\xff\xf3",
+    b"\xff\xf2",
+)
+LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000  # Hz
+BLOCK = 1 << 18  # frames decoded at a time: what is held besides the mono result
+
+
+def load_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
+    """A picture as RGB, upright, transparency laid on white; of an animation its first frame.
+
+    Raises:
+        BadSample: `empty-file`, `not-an-image`, `image-too-large` (more than `max_pixels`, told from the header, before
+            any pixel is decoded), `truncated-image` (the header is sound, the pixels are not all there).
+    """
+    if not data:
+        raise BadSample("empty-file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd metadata and large pictures: the size is judged below
+        try:
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise BadSample("image-too-large", str(error)) from None
+        except Exception as error:  # a parser of hostile bytes: whatever it raises is the file's fault
+            raise BadSample("not-an-image", _line(error)) from None
+        if image.width * image.height > max_pixels:
+            raise BadSample("image-too-large", f"{image.width} x {image.height} is over {max_pixels} pixels")
+        try:
+            image.load()
+            return _on_white(ImageOps.exif_transpose(image))
+        except Exception as error:  # the same, one layer deeper
+            raise BadSample("truncated-image", _line(error)) from None
+
+
+def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
+    """Sound as one channel (the mean of all), float32 clipped to [-1, 1], at the file's own rate.
+
+    Raises:
+        BadSample: `empty-file`, `not-audio`, `empty-audio` (no samples), `audio-too-long` (over `max_seconds`, told from
+            the header where it says so, and never more than that is decoded), `truncated-audio`, `not-finite-audio`
+            (NaN or infinite samples).
+    """
+    import soundfile
+
+    if not data:
+        raise BadSample("empty-file")
+    if not data.startswith(SOUND_SIGNATURES):
+        raise BadSample("not-audio", f"starts with {data[:4]!r}")
+    cut_short, endless = _cut_short(data), _endless(data)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, promised = file.samplerate, file.frames
+            if cut_short:
+                raise BadSample("truncated-audio", "the file ends before its own structure does")
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise BadSample("not-audio", f"a sampling rate of {rate} Hz")
+            limit = int(max_seconds * min(rate, 48_000))
+            if promised > limit and not endless:
+                raise BadSample("audio-too-long", f"{promised} frames at {rate} Hz is over {max_seconds:g} s")
+            blocks, frames = [], 0
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                frames += len(block)
+                if frames > limit:
+                    raise BadSample("audio-too-long", f"over {max_seconds:g} s at {rate} Hz")
+                blocks.append(block.mean(axis=1, dtype=np.float32))
+    except soundfile.LibsndfileError as error:
+        raise BadSample("truncated-audio" if cut_short else "not-audio", _line(error)) from None
+    if frames < promised and not endless:
+        raise BadSample("truncated-audio", f"{frames} of {promised} frames")
+    if not frames:
+        raise BadSample("empty-audio")
+    samples = np.concatenate(blocks)
+    if not np.isfinite(samples).all():
+        raise BadSample("not-finite-audio", f"{int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
+    return Waveform(np.clip(samples, -1.0, 1.0), rate)
+
+
+def load_text(data: bytes) -> str:
+    """Text from UTF-8, byte for byte (a byte-order mark stays).
+
+    Raises:
+        BadSample: `empty-file`, `invalid-utf8`.
+    """
+    if not data:
+        raise BadSample("empty-file")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSample("invalid-utf8", f"byte {error.start}: {error.reason}") from None
+
+
+def resample(wave: Waveform, rate: int) -> Waveform:
+    """The same sound at `rate` Hz."""
+    if wave.rate == rate:
+        return wave
+    import soxr
+
+    samples = soxr.resample(wave.samples, wave.rate, rate).astype(np.float32)
+    return Waveform(np.clip(samples, -1.0, 1.0), rate)
+
+
+def dump_png(image: Image.Image | np.ndarray) -> bytes:
+    """A picture (PIL, or uint8 `[height, width, 3]`) as a PNG file."""
+    out = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(out, "PNG")
+    return out.getvalue()
+
+
+def dump_wav(wave: Waveform) -> bytes:
+    """Sound as a 16-bit PCM WAV file."""
+    import soundfile
+
+    out = io.BytesIO()
+    soundfile.write(out, np.clip(wave.samples, -1.0, 1.0), wave.rate, format="WAV", subtype="PCM_16")
+    return out.getvalue()
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: 16-bit grey by its high byte, transparency laid on white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _cut_short(data: bytes) -> bool:
+    """Whether a WAV or Ogg file ends before its own structure does."""
+    if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
+        return _wav_end(data) > len(data)
+    if data.startswith(b"OggS"):
+        position, last = 0, False
+        while position + 27 <= len(data) and data[position : position + 4] == b"OggS":
+            segments = data[position + 26]
+            table = data[position + 27 : position + 27 + segments]
+            last = bool(data[position + 5] & 4)  # this page ends its stream
+            position += 27 + segments + sum(table)
+        return position > len(data) or not last
+    return False
+
+
+def _wav_end(data: bytes) -> int:
+    """Where the `data` chunk of a WAV file ends, by its header; the file's own end if the header leaves it open."""
+    position = 12
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        if data[position : position + 4] == b"data":
+            return len(data) if _endless(data) else position + 8 + size
+        position += 8 + size + size % 2
+    return position + 8  # it ends before the sound begins
+
+
+def _endless(data: bytes) -> bool:
+    """Whether this is a WAV written to a pipe: its header could not know the length and says 0 or the largest number."""
+    place = data.find(b"data", 12, 4096) if data.startswith(b"RIFF") else -1
+    return place > 0 and data[place + 4 : place + 8] in (b"\0\0\0\0", b"\xff\xff\xff\xff")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
