@@ -75,8 +75,7 @@ class Plan:
         for s, weight in weights.items():
             document_N = np.flatnonzero(corpus.source_D == s)
             tokens = int(cost_D[document_N].sum())
-            share = tokens / total if weight is None else weight
-            period = float(total) if weight is None else tokens / share
+            period = float(total) if weight is None else tokens / weight
             self._sources.append((s, document_N, tokens, period))
         self._windows = -(-total // (WINDOW_ROWS * data.sequence))
         self._total = total
@@ -101,7 +100,7 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for two plans exactly if they give the same rows: shards, settings that order documents, seed."""
+        """Training plans with equal fingerprints give the same rows: over shards, settings of the data, rows and seed."""
         settings = self.data.model_dump(mode="json", exclude={"paths"})
         return content_hash(ORDER_VERSION, list(self.corpus.shard_hashes), settings, self.rows, self.seed)
 
@@ -138,7 +137,7 @@ class Plan:
         row_P = best_fit(length_P, self.data.sequence)
         # Packing opens rows with the longest documents first; a shuffle keeps early rows from being all of one kind.
         rows = int(row_P.max(initial=-1)) + 1
-        place_R = np.argsort(np.argsort(scramble(np.arange(rows, dtype=np.uint64) ^ self._key("rows", window))))
+        place_R = np.argsort(scramble(np.arange(rows, dtype=np.uint64) ^ self._key("rows", window)))
         order_P = np.argsort(place_R[row_P], kind="stable")
         return pieces_P5[order_P], np.concatenate(([0], np.cumsum(np.bincount(place_R[row_P], minlength=rows))))
 

@@ -41,7 +41,7 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two streams exactly if they give the same global batches."""
+        """Training streams with equal fingerprints give the same global batches."""
         return self.plan.fingerprint
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1, micro_rows: int = 1) -> list[GroupedBatch]:
