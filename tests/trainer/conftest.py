@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
-from motet.tokenizers.contract import Tokens, TokenizerSpec
+from motet.tokenizers.contract import TokenizerSpec, Tokens
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
 SPECS = {
