@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 
@@ -87,10 +88,8 @@ def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
                 entries.append(
                     _shard(root, source, at // rows_per_shard, own[at : at + rows_per_shard], modalities, specs)
                 )
-        from motet.pipeline.manifest import FORMAT_VERSION, Manifest
-
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            folder=root,
             modalities=modalities,
             tokenizers=specs,
             settings_hash="0" * 32,
@@ -98,15 +97,13 @@ def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
             shards=tuple(entries),
             codebooks={},
         )
-        manifest.save(str(root))
+        (root / "manifest.json").write_text(manifest.to_text())
         return str(root)
 
     return write
 
 
-def _shard(root, source, partition, documents, modalities, specs):
-    from motet.pipeline.manifest import ShardEntry
-
+def _shard(root, source, partition, documents, modalities, specs) -> ShardEntry:
     path = root / "shards" / f"{source}-{partition:05d}.arrow"
     writer = ShardWriter(path, ShardHeader(modalities, specs, "0" * 32), [source])
     for d in documents:
@@ -124,9 +121,9 @@ def _shard(root, source, partition, documents, modalities, specs):
         tokens={},
         spans={},
         lengths={},
-        lengths_by_modality={},
+        span_lengths={},
         rejects={},
-        inputs=[],
+        inputs=(),
     )
 
 

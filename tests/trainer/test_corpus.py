@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,16 @@ def test_a_missing_shard_stops_with_its_name(write_dataset, documents):
     shard.unlink()
     with pytest.raises(DamagedShard, match=shard.name):
         Corpus.open([path], "train", 0.1)
+
+
+def test_a_partition_whose_samples_were_all_rejected_has_no_shard(write_dataset, documents):
+    path = write_dataset(documents)
+    manifest = Path(path) / "manifest.json"
+    data = json.loads(manifest.read_text())
+    data["sources"].append("lost")
+    data["shards"].append({**data["shards"][0], "source": "lost", "file": "", "rows": 0, "hash": ""})
+    manifest.write_text(json.dumps(data))
+    assert len(Corpus.read([path])) == len(documents)
 
 
 def test_datasets_of_different_tokenizers_are_refused(dataset, documents, write_dataset):

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,14 @@ def test_a_source_of_weight_zero_is_left_out(corpus):
 def test_wrong_weights_are_refused(corpus, weights, message):
     with pytest.raises(UserError, match=message):
         Plan(corpus, config(weights=weights), rows=8, seed=0)
+
+
+def test_a_weight_for_a_source_without_documents_is_refused(corpus):
+    source = corpus.sources.index("prompts")
+    kept = np.flatnonzero(corpus.source_D != source)
+    columns = {f.name: getattr(corpus, f.name)[kept] for f in fields(corpus) if f.name.endswith(("_D", "_D2"))}
+    with pytest.raises(UserError, match=r"data.weights: prompts: this source holds no document to train on"):
+        Plan(replace(corpus, **columns), config(weights=dict.fromkeys(corpus.sources, 1)), rows=8, seed=0)
 
 
 @pytest.mark.parametrize("caption_first", [0.0, 0.5, 0.8, 1.0])

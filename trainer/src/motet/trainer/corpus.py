@@ -74,18 +74,17 @@ class Corpus:
         manifests = [Manifest.load(path) for path in paths]
         tokenizers = _agreed(paths, manifests)
         modalities = (TEXT, *sorted(m for m in tokenizers if m != TEXT))
-        sources = tuple(sorted({entry.source for manifest in manifests for entry in manifest.shards}))
+        sources = tuple(sorted({source for manifest in manifests for source in manifest.sources}))
+        shards = [(m, entry) for m in manifests for entry in m.shards if entry.file]  # none where all was rejected
         tables: list[dict[str, np.ndarray]] = []
-        for manifest in manifests:
-            for entry in manifest.shards:
-                shard = manifest.open_shard(entry)
-                known = np.array([modalities.index(m) for m in shard.header.modalities], np.uint8)
-                for i in range(shard.num_batches):
-                    table = _table(
-                        shard.batch(i), known, [m for m in modalities if _continuous(tokenizers, m)], modalities
-                    )
-                    table["source_D"] = np.full(len(table["length_D"]), sources.index(entry.source), np.int16)
-                    tables.append(table)
+        continuous = [m for m in modalities if _continuous(tokenizers, m)]
+        for manifest, entry in shards:
+            shard = manifest.open_shard(entry)
+            known = np.array([modalities.index(m) for m in shard.header.modalities], np.uint8)
+            for i in range(shard.num_batches):
+                table = _table(shard.batch(i), known, continuous, modalities)
+                table["source_D"] = np.full(len(table["length_D"]), sources.index(entry.source), np.int16)
+                tables.append(table)
         if not any(len(table["length_S"]) for table in tables):
             raise UserError(f"data.paths: {', '.join(paths)}: holds no documents")
         sizes_K = np.array([len(table["length_D"]) for table in tables])
@@ -95,7 +94,7 @@ class Corpus:
             tokenizers=tokenizers,
             modalities=modalities,
             sources=sources,
-            shard_hashes=tuple(sorted(entry.hash for manifest in manifests for entry in manifest.shards)),
+            shard_hashes=tuple(sorted(entry.hash for _, entry in shards)),
             batch_D=np.repeat(np.arange(len(tables), dtype=np.int32), sizes_K),
             span_D=np.cumsum(spans_D, dtype=np.int64) - spans_D,
             tokens_K=tuple(t["tokens_K"] for t in tables),

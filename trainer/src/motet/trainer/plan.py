@@ -241,7 +241,9 @@ def _weights(corpus: Corpus, data: DataConfig) -> dict[int, float | None]:
     present = np.unique(corpus.source_D).tolist()
     if not data.weights:
         return dict.fromkeys(present)
-    for name in data.weights:
+    for name, weight in data.weights.items():
+        if weight and name in corpus.sources and corpus.sources.index(name) not in present:
+            raise UserError(f"data.weights: {name}: this source holds no document to train on; give it weight 0")
         if name not in corpus.sources:
             raise UserError(f"data.weights: {name}: the data has no such source; it has {', '.join(corpus.sources)}")
     for s in present:
