@@ -11,6 +11,7 @@ documents give equal bytes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from motet.tokenizers.contract import Tokens, TokenizerSpec
+from motet.tokenizers.contract import TokenizerSpec, Tokens
 
 FORMAT_VERSION = 1
 ROWS_PER_BATCH = 512
@@ -101,18 +102,27 @@ class ShardHeader:
         raw = (schema.metadata or {}).get(METADATA_KEY)
         if raw is None:
             raise DamagedShard(f"{where}: an Arrow file, but not a motet document shard")
-        data = json.loads(raw)
-        if data["format_version"] != FORMAT_VERSION:
-            raise DamagedShard(f"{where}: shard format {data['format_version']}; this motet reads {FORMAT_VERSION}")
-        specs = {m: TokenizerSpec.from_json(s) for m, s in data["tokenizers"].items()}
-        return cls(tuple(data["modalities"]), specs, data["settings_hash"])
+        try:
+            data = json.loads(raw)
+            version = data["format_version"]
+            if version == FORMAT_VERSION:
+                specs = {m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()}
+                return cls(tuple(data["modalities"]), specs, data["settings_hash"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedShard(f"{where}: its header is damaged: {error!r}") from None
+        raise DamagedShard(f"{where}: shard format {version}; this motet reads {FORMAT_VERSION}")
 
 
 def record_batch(documents: Sequence[Document], header: ShardHeader, sources: Sequence[str]) -> pa.RecordBatch:
     """Documents as one Arrow record batch; `sources` is the file's whole dictionary of source names."""
     schema = header.schema()
     index = {m: i for i, m in enumerate(header.modalities)}
-    ids, id_ends, ends, modalities, shapes, shape_ends, span_ends, vectors, vector_ends = [], [0], [], [], [], [0], [0], [], [0]
+    ids: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
+    ends: list[int] = []
+    modalities: list[int] = []
+    shapes: list[int] = []
+    id_ends, shape_ends, span_ends, vector_ends = [0], [0], [0], [0]
     for document in documents:
         at = discrete = continuous = 0
         for modality, tokens in document.spans:
@@ -209,14 +219,13 @@ class ShardWriter:
 def batch_hash(batch: pa.RecordBatch) -> str:
     """xxh3-64 over the buffers of a record batch, as they lie in the file.
 
-    Only the bytes that values use are hashed, each with its length; the writer's batch and the memory-mapped one give
-    the same hash.
+    Each buffer is hashed with its length, the names of the sources too; the writer's batch and the memory-mapped one
+    give the same hash.
     """
     state = xxhash.xxh3_64()
     for column in batch.columns:
-        if isinstance(column, pa.DictionaryArray):
-            column = column.indices
-        for buffer in column.buffers():
+        names = column.dictionary.buffers() if isinstance(column, pa.DictionaryArray) else []
+        for buffer in (*column.buffers(), *names):
             if buffer is not None:
                 state.update(buffer.size.to_bytes(8, "little"))
                 state.update(buffer)
@@ -241,8 +250,6 @@ class _HashingFile:
 
     def close(self) -> None:
         if not self.closed:
-            import os
-
             self._raw.flush()
             os.fsync(self._raw.fileno())
             self._raw.close()

@@ -1,0 +1,46 @@
+"""What a tokenizing job is told: corpus entries, tokenizers, limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from motet.tokenizers.contract import Settings
+
+
+class Entry(Settings):
+    """One source of the corpus. Paths are relative to the configuration file.
+
+    Attributes:
+        name: names the source in shards, statistics and mixtures; unique.
+        format: `folder` (media and a metadata.jsonl), `interleaved` (JSON lines of parts), `text` (JSON lines or .txt).
+        path: folder or file.
+        modality: of a folder's media.
+        column: which field of a text line is the document.
+        root: folder that an interleaved file's media paths start from; the file's own folder by default.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    format: Literal["folder", "interleaved", "text"]
+    path: str
+    modality: str | None = None
+    column: str = "text"
+    root: str | None = None
+
+
+class TokenizeConfig(Settings):
+    """A whole tokenizing job.
+
+    Attributes:
+        corpus: sources in their order.
+        tokenizers: for each modality `use` and that tokenizer's own settings.
+        max_reject_fraction: more rejects than this and the command ends with 3.
+        partition_samples, partition_bytes: upper bounds of one partition, the unit of work, of retry and of a shard.
+    """
+
+    corpus: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    tokenizers: dict[str, dict[str, Any]]
+    max_reject_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    partition_samples: Annotated[int, Field(ge=1)] = 512
+    partition_bytes: Annotated[int, Field(ge=1)] = 8 << 20

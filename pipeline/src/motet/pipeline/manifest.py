@@ -1,0 +1,144 @@
+"""The manifest: what a token dataset holds, written last; statistics, training and verification start from it.
+
+    commits (one per partition) --`Manifest.of`--> OUT/manifest.json --`Manifest.load`--> shards, counts, hashes
+
+It holds nothing that differs from machine to machine (times, absolute paths, host names), so two datasets are equal if
+their manifests are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from motet.pipeline.shard import Shard
+from motet.tokenizers.configuration import UserError
+from motet.tokenizers.contract import TokenizerSpec
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the manifest says of one partition's shard: a pure function of the partition's content and the tokenizers.
+
+    Attributes:
+        file: path below the dataset's folder; empty if every sample of the partition was rejected.
+        source, partition: which corpus entry, and which of its partitions.
+        rows, bytes, hash: of the file; hash is xxh3-128.
+        batch_hashes, batch_rows: of every record batch; hashes are xxh3-64.
+        tokens, spans: by modality.
+        lengths: how many documents have exactly this many tokens.
+        span_lengths: likewise for spans, by modality.
+        rejects: how many samples were rejected, by reason.
+        inputs: path as configured, size in bytes and content hash of every file that was read.
+    """
+
+    file: str
+    source: str
+    partition: int
+    rows: int
+    bytes: int
+    hash: str
+    batch_hashes: tuple[str, ...]
+    batch_rows: tuple[int, ...]
+    tokens: dict[str, int]
+    spans: dict[str, int]
+    lengths: dict[int, int]
+    span_lengths: dict[str, dict[int, int]]
+    rejects: dict[str, int]
+    inputs: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ShardEntry:
+        """Inverse of `to_json` (JSON has neither tuples nor integer keys)."""
+        lengths = {int(k): v for k, v in data["lengths"].items()}
+        spans = {m: {int(k): v for k, v in histogram.items()} for m, histogram in data["span_lengths"].items()}
+        tuples = {name: tuple(data[name]) for name in ("batch_hashes", "batch_rows", "inputs")}
+        return cls(**{**data, **tuples, "lengths": lengths, "span_lengths": spans})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole token dataset.
+
+    Attributes:
+        folder: where it lies; not part of the file.
+        modalities: the modality table that spans index.
+        tokenizers: each modality's spec.
+        settings_hash: over everything that decides the bytes, but the inputs.
+        sources: corpus entries in their order.
+        shards: one per partition, in the order of the plan.
+        codebooks: for each discrete modality, how often each id of each codebook occurs.
+    """
+
+    folder: Path
+    modalities: tuple[str, ...]
+    tokenizers: dict[str, TokenizerSpec]
+    settings_hash: str
+    sources: tuple[str, ...]
+    shards: tuple[ShardEntry, ...]
+    codebooks: dict[str, list[list[int]]]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Manifest:
+        """Read OUT/manifest.json; UserError if there is none or it is of another version."""
+        path = Path(folder) / NAME
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder}: holds no token dataset (no {NAME}); run `motet tokenize` into it first"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {error}; run `motet tokenize` again, it re-makes it") from None
+        if data.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{path}: format {data.get('format_version')}; this motet reads {FORMAT_VERSION}")
+        return cls(
+            folder=Path(folder),
+            modalities=tuple(data["modalities"]),
+            tokenizers={m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()},
+            settings_hash=data["settings_hash"],
+            sources=tuple(data["sources"]),
+            shards=tuple(ShardEntry.from_json(entry) for entry in data["shards"]),
+            codebooks=data["codebooks"],
+        )
+
+    def to_text(self) -> str:
+        """The file's text: equal manifests give equal bytes. One shard a line, so that it can be read and compared."""
+        head = {
+            "format_version": FORMAT_VERSION,
+            "modalities": list(self.modalities),
+            "tokenizers": {m: spec.to_json() for m, spec in sorted(self.tokenizers.items())},
+            "settings_hash": self.settings_hash,
+            "sources": list(self.sources),
+            "codebooks": self.codebooks,
+        }
+        lines = [f' "{key}": {json.dumps(value, sort_keys=True)},' for key, value in head.items()]
+        shards = ",\n".join(f"  {json.dumps(entry.to_json(), ensure_ascii=False)}" for entry in self.shards)
+        return "\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"]) + "\n"
+
+    def open_shard(self, entry: ShardEntry) -> Shard:
+        """A shard, its record batches checked when touched."""
+        return Shard(self.folder / entry.file, entry.batch_hashes)
+
+    def rejects(self) -> dict[str, int]:
+        """Rejected samples by reason, over all shards."""
+        total: Counter[str] = Counter()
+        for entry in self.shards:
+            total.update(entry.rejects)
+        return dict(sorted(total.items()))
+
+    @property
+    def documents(self) -> int:
+        """How many documents there are."""
+        return sum(entry.rows for entry in self.shards)

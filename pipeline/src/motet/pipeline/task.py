@@ -1,0 +1,22 @@
+"""One unit of work: a partition, what its shard says of itself, and the key of its commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from motet.pipeline.plan import Partition
+from motet.pipeline.shard import ShardHeader
+
+
+@dataclass(frozen=True)
+class Task:
+    """A partition to tokenize; can be sent to any worker."""
+
+    partition: Partition
+    header: ShardHeader
+    key: str
+
+    @property
+    def commit_name(self) -> str:
+        """File name of the commit."""
+        return f"{self.partition.entry.name}-{self.partition.index:05d}-{self.key}.json"
