@@ -1,0 +1,216 @@
+"""What is in a token dataset, told from its manifest alone: no shard is read.
+
+    manifest --`statistics`--> Statistics --`to_json` | `table`--> a program | a terminal;  `stats_page` makes the page
+
+Lengths are exact counts (length -> documents), so packing efficiency at any row length is computed, not estimated.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from motet.pipeline.manifest import Manifest
+
+MARKS = 2
+"""Tokens that training adds round a document, and round each span that is not text."""
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """How one codebook is used: `perplexity` is the exponential of the entropy of its codes."""
+
+    modality: str
+    index: int
+    size: int
+    used: int
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What packing whole documents into rows of `sequence` tokens would give.
+
+    Attributes:
+        rows: rows that best-fit packing fills; documents longer than a row are cut into full rows and a rest.
+        efficiency: share of the rows' tokens that are data.
+        cut: share of the documents that are longer than a row.
+    """
+
+    sequence: int
+    rows: int
+    efficiency: float
+    cut: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Everything `motet stats` tells.
+
+    Attributes:
+        documents, tokens, spans, bytes: totals; tokens and spans by modality.
+        sources: for each source its documents, rejected samples and tokens by modality.
+        tokenizers: spec of each modality.
+        lengths: documents by number of tokens. span_lengths: spans likewise, by modality.
+        codebooks: use of every codebook.
+        rejects: by reason, then source.
+        packing: at several row lengths.
+    """
+
+    documents: int
+    rejected: int
+    shards: int
+    bytes: int
+    tokens: dict[str, int]
+    spans: dict[str, int]
+    sources: dict[str, dict[str, Any]]
+    tokenizers: dict[str, dict[str, Any]]
+    lengths: dict[int, int]
+    span_lengths: dict[str, dict[int, int]]
+    codebooks: tuple[Codebook, ...]
+    rejects: dict[str, dict[str, int]]
+    packing: tuple[Packing, ...]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of shards for each token, all in."""
+        return self.bytes / max(sum(self.tokens.values()), 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {**asdict(self), "bytes_per_token": self.bytes_per_token}
+
+
+def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096)) -> Statistics:
+    """Statistics of a dataset; packing is computed for each of `sequences` (tokens per row)."""
+    tokens, spans, lengths = Counter[str](), Counter[str](), Counter[int]()
+    span_lengths: dict[str, Counter[int]] = {m: Counter() for m in manifest.modalities}
+    sources = {name: {"documents": 0, "rejected": 0, "tokens": Counter[str]()} for name in manifest.sources}
+    rejects: dict[str, Counter[str]] = {}
+    for entry in manifest.shards:
+        tokens.update(entry.tokens)
+        spans.update(entry.spans)
+        lengths.update(entry.lengths)
+        for modality, histogram in entry.span_lengths.items():
+            span_lengths[modality].update(histogram)
+        source = sources[entry.source]
+        source["documents"] += entry.rows
+        source["rejected"] += sum(entry.rejects.values())
+        source["tokens"].update(entry.tokens)
+        for reason, count in entry.rejects.items():
+            rejects.setdefault(reason, Counter())[entry.source] += count
+    return Statistics(
+        documents=manifest.documents,
+        rejected=sum(sum(by.values()) for by in rejects.values()),
+        shards=sum(bool(entry.file) for entry in manifest.shards),
+        bytes=sum(entry.bytes for entry in manifest.shards if entry.file),
+        tokens=dict(sorted(tokens.items())),
+        spans=dict(sorted(spans.items())),
+        sources={name: {**s, "tokens": dict(sorted(s["tokens"].items()))} for name, s in sources.items()},
+        tokenizers={m: spec.to_json() for m, spec in sorted(manifest.tokenizers.items())},
+        lengths=dict(sorted(lengths.items())),
+        span_lengths={m: dict(sorted(h.items())) for m, h in sorted(span_lengths.items()) if h},
+        codebooks=tuple(
+            _codebook(modality, k, np.array(counts))
+            for modality, books in sorted(manifest.codebooks.items())
+            for k, counts in enumerate(books)
+        ),
+        rejects={reason: dict(sorted(by.items())) for reason, by in sorted(rejects.items())},
+        packing=tuple(packing(lengths, sequence) for sequence in sorted(set(sequences))),
+    )
+
+
+def packing(lengths: Mapping[int, int], sequence: int) -> Packing:
+    """Best-fit packing of documents, longest first, from their counts by length: exact, and fast for many documents.
+
+    The markers that training puts round a document count; those round its pictures and recordings, which the lengths do
+    not tell, do not.
+    """
+    pieces: Counter[int] = Counter()
+    rows = cut = 0
+    for length, count in lengths.items():
+        whole, rest = divmod(length + MARKS, sequence)
+        rows += whole * count
+        cut += count * (length + MARKS > sequence)
+        if rest:
+            pieces[rest] += count
+    total = sum((length + MARKS) * count for length, count in lengths.items())
+    opened: Counter[int] = Counter()  # rows by free tokens
+    room: list[int] = []  # the free tokens that occur in `opened`, sorted
+    for length in sorted(pieces, reverse=True):
+        left = pieces[length]
+        while left:
+            at = bisect_left(room, length)
+            free = room[at] if at < len(room) else sequence
+            each = min(free // length, left)  # the fullest row that fits stays the fullest until it is full
+            taken = left // each
+            if at < len(room):
+                taken = min(taken, opened[free])
+                opened[free] -= taken
+                if not opened[free]:
+                    room.pop(at)
+            else:
+                rows += taken
+            left -= taken * each
+            rest = free - each * length
+            if rest:
+                if not opened[rest]:
+                    insort(room, rest)
+                opened[rest] += taken
+    documents = sum(lengths.values())
+    return Packing(sequence, rows, total / (rows * sequence) if rows else 1.0, cut / max(documents, 1))
+
+
+def table(stats: Statistics) -> Group:
+    """For the terminal."""
+    sources = Table(box=box.SIMPLE_HEAD, title=f"{stats.documents:,} documents, {sum(stats.tokens.values()):,} tokens")
+    sources.add_column("source")
+    for head in ("documents", "rejected", *stats.tokens, "tokens"):
+        sources.add_column(head, justify="right")
+    for name, source in stats.sources.items():
+        counts = [source["tokens"].get(m, 0) for m in stats.tokens]
+        numbers = [source["documents"], source["rejected"], *counts, sum(counts)]
+        sources.add_row(name, *(f"{n:,}" for n in numbers))
+    totals = [stats.documents, stats.rejected, *stats.tokens.values(), sum(stats.tokens.values())]
+    sources.add_section()
+    sources.add_row("all", *(f"{n:,}" for n in totals))
+
+    modalities = Table(box=box.SIMPLE_HEAD)
+    for head, justify in (("modality", "left"), ("tokenizer", "left"), ("spans", "right"), ("tokens a span", "right")):
+        modalities.add_column(head, justify=justify)  # type: ignore[arg-type]
+    modalities.add_column("codes used (perplexity)")
+    for modality, spec in stats.tokenizers.items():
+        books = [c for c in stats.codebooks if c.modality == modality]
+        use = "  ".join(f"{c.used:,}/{c.size:,} ({c.perplexity:,.0f})" for c in books) or f"{spec['latent_dim']} floats"
+        n = stats.spans.get(modality, 0)
+        modalities.add_row(modality, spec["name"], f"{n:,}", f"{stats.tokens.get(modality, 0) / max(n, 1):,.1f}", use)
+
+    rows = Table(box=box.SIMPLE_HEAD)
+    for head in ("packed into rows of", "rows", "filled", "documents cut"):
+        rows.add_column(head, justify="right")
+    for p in stats.packing:
+        rows.add_row(f"{p.sequence:,}", f"{p.rows:,}", f"{p.efficiency:.1%}", f"{p.cut:.1%}")
+    parts: list[Any] = [sources, modalities, rows]
+    if stats.rejects:
+        bad = Table(box=box.SIMPLE_HEAD)
+        for head in ("rejected because", "samples", "in"):
+            bad.add_column(head, justify="right" if head == "samples" else "left")
+        for reason, by in stats.rejects.items():
+            bad.add_row(reason, f"{sum(by.values()):,}", ", ".join(f"{s} {n:,}" for s, n in by.items()))
+        parts.append(bad)
+    parts.append(f"{stats.bytes / 1e6:,.1f} MB in {stats.shards} shards, {stats.bytes_per_token:.2f} bytes a token")
+    return Group(*parts)
+
+
+def _codebook(modality: str, index: int, counts: np.ndarray) -> Codebook:
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    perplexity = float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
+    return Codebook(modality, index, len(counts), len(share), perplexity)
