@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 DIFFUSION = "diffusion"
 """Key of the diffusion term in sums and counts; its count is the number of latent patches."""
 
-CHUNK_LOGITS = 1 << 21
-"""How many scores are held at once: 8 MB in float32, which stays in a CPU's cache."""
+CHUNK_LOGITS = 1 << 22
+"""How many scores are held at once: 16 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -118,29 +118,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
         M, V = hidden_MD.shape[0], weight_VD.shape[0]
-        low_MD, low_VD = hidden_MD.detach().to(dtype), weight_VD.detach().to(dtype)
+        step = max(CHUNK_LOGITS // V, 16)
+        low_MD, low_VD, scale_M = hidden_MD.detach().to(dtype), weight_VD.detach().to(dtype), scale_M.to(wide)
         loss_M = torch.empty(M, dtype=wide, device=hidden_MD.device)
         nats_M = torch.empty_like(loss_M)
         dhidden_MD = torch.empty_like(low_MD) if learn else None
-        dweight_VD = torch.zeros(weight_VD.shape, dtype=wide, device=weight_VD.device) if learn else None
-        step = max(CHUNK_LOGITS // V, 16)
-        for begin in range(0, M, step):
-            rows = slice(begin, begin + step)
-            scores = torch.mm(low_MD[rows], low_VD.t()).to(wide)
-            index = label_M[rows].unsqueeze(-1)
-            log_z = scores.logsumexp(-1, keepdim=True)
-            nats_M[rows] = (log_z - scores.gather(-1, index)).squeeze(-1)
+        dweight_VD = torch.zeros_like(weight_VD, dtype=wide) if learn else None
+        low_CV = torch.empty(min(step, M), V, dtype=dtype, device=hidden_MD.device)  # these two serve every chunk:
+        wide_CV = low_CV if dtype is wide else torch.empty_like(low_CV, dtype=wide)  # fresh memory would cost as much
+        for begin in range(0, M, step):  # as the products
+            rows = slice(begin, min(begin + step, M))
+            low, scores = low_CV[: rows.stop - begin], wide_CV[: rows.stop - begin]
+            scores.copy_(torch.mm(low_MD[rows], low_VD.t(), out=low))
+            index, scale = label_M[rows].unsqueeze(-1), scale_M[rows].unsqueeze(-1)
+            top, of_label = scores.amax(-1, keepdim=True), scores.gather(-1, index)
+            z = scores.sub_(top).exp_().sum(-1, keepdim=True)
+            log_z = z.log().add_(top)
+            nats_M[rows] = (log_z - of_label).squeeze(-1)
             loss_M[rows] = nats_M[rows] + z_loss * log_z.squeeze(-1).square()
             if dhidden_MD is not None and dweight_VD is not None:
-                scale = scale_M[rows].to(wide).unsqueeze(-1)
-                slope = scores.sub_(log_z).exp_().mul_(scale * (1 + 2 * z_loss * log_z))
-                slope = slope.scatter_add_(-1, index, -scale).to(dtype)
-                torch.mm(slope, low_VD, out=dhidden_MD[rows])
-                dweight_VD += torch.mm(slope.t(), low_MD[rows])
+                scores.mul_(scale * (1 + 2 * z_loss * log_z) / z).scatter_add_(-1, index, -scale)
+                low.copy_(scores)
+                torch.mm(low, low_VD, out=dhidden_MD[rows])
+                if dtype is wide:
+                    dweight_VD.addmm_(low.t(), low_MD[rows])
+                else:
+                    dweight_VD += torch.mm(low.t(), low_MD[rows])
         ctx.save_for_backward(dhidden_MD, dweight_VD)
         ctx.dtypes = hidden_MD.dtype, weight_VD.dtype
         ctx.mark_non_differentiable(nats_M)
-        return (loss_M * scale_M.to(wide)).sum(), nats_M
+        return (loss_M * scale_M).sum(), nats_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,12 +1,18 @@
-"""The one operation that mixes rows: attention over each packed row, in sequence order.
+"""The one operation that mixes rows: attention over packed documents, in sequence order.
 
-    grouped rows --`reorder`--> sequence order --attention under a mask--> sequence order --`reorder`--> grouped rows
+    grouped rows --`reorder`--> sequence order --`Attend`--> sequence order --`reorder`--> grouped rows
 
 A position sees the positions of its own document that come before it, and, where it is a patch of a picture given as
-latents, the whole of that picture (its *block*). Padding forms a document of its own, so that no row of the mask is
-empty. The mask is built once per batch and serves every layer.
+latents, the whole of that picture (its *block*). Padding forms a document of its own, so that every position sees one.
+What is seen is worked out once per batch and serves every layer, in one of three forms:
 
-Letters: T = B*S rows, B packed rows, S positions in one, H query heads, K key and value heads, C width of a head.
+- CPU: attention is block-diagonal, so each run of whole documents (a *segment*) is attended to on its own, and the
+  empty part of the row costs nothing.
+- GPU, half precision: FlexAttention, compiled, which skips the empty tiles of one mask.
+- GPU, float32 and float64: one boolean mask per row, for checks.
+
+Letters: T = B*S positions, B packed rows, S positions in one, H query heads, K key and value heads, C width of a head,
+n positions of one segment.
 """
 
 from __future__ import annotations
@@ -20,7 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q_BHSC, k_BKSC, v_BKSC) -> mixed values [B, H, S, C]."""
+"""(layer, q_THC, k_TKC, v_TKC), in sequence order -> mixed values [T, H, C]."""
+
+SEGMENT = 64
+"""Short documents share a segment up to this many positions: below it, a call costs more than the products in it."""
 
 
 def reorder(x: Tensor, index_T: Tensor | None, inverse_T: Tensor | None) -> Tensor:
@@ -45,38 +54,77 @@ class _Reorder(torch.autograd.Function):
 
 
 def packed_attention(document_BS: Tensor, block_BS: Tensor, has_blocks: bool, dtype: torch.dtype, width: int) -> Attend:
-    """Attention over packed documents: a compiled FlexAttention kernel on a GPU, else SDPA under a mask.
+    """Attention over packed documents, in the form that suits the device.
 
-    `has_blocks` says (from the host) whether any position belongs to a bidirectional block.
+    `has_blocks` says (from the host) whether any position belongs to a block; `dtype` and `width` are those of a head.
     """
-    if document_BS.is_cuda and dtype in (torch.bfloat16, torch.float16) and width >= 16:
-        return _flex_attention(document_BS, block_BS, has_blocks)
-    mask_B1SS = visible(document_BS, block_BS, has_blocks).unsqueeze(1)
+    if document_BS.device.type == "cpu":
+        return _segmented(document_BS, block_BS)
+    if dtype in (torch.bfloat16, torch.float16) and width >= 16:
+        return _flex_attention(document_BS, block_BS, has_blocks, dtype)
+    mask_B1SS = visible(document_BS, block_BS).unsqueeze(1)
+    rows = len(document_BS)
 
-    def attend(layer: int, q_BHSC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
-        return scaled_dot_product(q_BHSC, k_BKSC, v_BKSC, mask_B1SS)
+    def attend(layer: int, *qkv: Tensor) -> Tensor:
+        q, k, v = (_rows(x.to(dtype), rows) for x in qkv)
+        mixed_BHSC = scaled_dot_product(q, k, v, mask_B1SS)
+        return mixed_BHSC.transpose(1, 2).flatten(0, 1)
 
     return attend
 
 
-def visible(document_BS: Tensor, block_BS: Tensor, has_blocks: bool = True) -> Tensor:
+def visible(document_BS: Tensor, block_BS: Tensor) -> Tensor:
     """Boolean mask [B, S, S]: which keys (last axis) each query sees."""
     S = document_BS.shape[1]
-    mask_BSS = torch.ones(S, S, dtype=torch.bool, device=document_BS.device).tril()
-    if has_blocks:
-        mask_BSS = mask_BSS | ((block_BS[:, :, None] == block_BS[:, None, :]) & (block_BS[:, :, None] > 0))
-    return mask_BSS & (document_BS[:, :, None] == document_BS[:, None, :])
+    causal_SS = torch.ones(S, S, dtype=torch.bool, device=document_BS.device).tril()
+    together_BSS = (block_BS[:, :, None] == block_BS[:, None, :]) & (block_BS[:, :, None] > 0)
+    return (causal_SS | together_BSS) & (document_BS[:, :, None] == document_BS[:, None, :])
 
 
-def scaled_dot_product(q_BHSC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v under a boolean mask; with fewer key heads each serves a run of query heads."""
+def scaled_dot_product(q_BHSC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v under a boolean mask, None being causal; key heads serve runs of query heads."""
     repeats = q_BHSC.shape[1] // k_BKSC.shape[1]
     if repeats > 1:
         k_BKSC, v_BKSC = (x.repeat_interleave(repeats, dim=1) for x in (k_BKSC, v_BKSC))
-    return F.scaled_dot_product_attention(q_BHSC, k_BKSC, v_BKSC, attn_mask=mask)
+    return F.scaled_dot_product_attention(q_BHSC, k_BKSC, v_BKSC, attn_mask=mask, is_causal=mask is None)
 
 
-def _flex_attention(document_BS: Tensor, block_BS: Tensor, has_blocks: bool) -> Attend:
+def _segmented(document_BS: Tensor, block_BS: Tensor) -> Attend:
+    """Attention one segment at a time; the tensors are on the host, where reading them costs nothing.
+
+    Works in the type of the queries: in bf16 the backward pass of a CPU's attention is 4 to 7 times slower than in float32.
+    """
+    B, S = document_BS.shape
+    place_T = torch.arange(B).repeat_interleave(S) * (int(document_BS.max()) + 1) + document_BS.reshape(-1)
+    block_T = block_BS.reshape(-1)
+    edges = [*(place_T.diff().nonzero().squeeze(-1) + 1).tolist(), B * S]
+    ends, begin = [], 0
+    for end, after in zip(edges, [*edges[1:], None], strict=True):
+        if after is None or after - begin > SEGMENT:
+            ends.append(end)
+            begin = end
+    lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    masks: list[Tensor | None] = []
+    for place_n, block_n in zip(place_T.split(lengths), block_T.split(lengths), strict=True):
+        plain = place_n[0] == place_n[-1] and not block_n.any()
+        masks.append(None if plain else visible(place_n[None], block_n[None])[None])
+
+    def attend(layer: int, q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor) -> Tensor:
+        v_TKC = v_TKC.to(q_THC.dtype)
+        parts = zip(q_THC.split(lengths), k_TKC.split(lengths), v_TKC.split(lengths), masks, strict=True)
+        with torch.autocast("cpu", enabled=False):
+            mixed = [scaled_dot_product(_rows(q, 1), _rows(k, 1), _rows(v, 1), mask) for q, k, v, mask in parts]
+        return torch.cat([mixed_1HnC[0].transpose(0, 1) for mixed_1HnC in mixed])
+
+    return attend
+
+
+def _rows(x_TJC: Tensor, rows: int) -> Tensor:
+    """[T, J, C] as [rows, J, T / rows, C]."""
+    return x_TJC.unflatten(0, (rows, -1)).transpose(1, 2)
+
+
+def _flex_attention(document_BS: Tensor, block_BS: Tensor, has_blocks: bool, dtype: torch.dtype) -> Attend:
     B, S = document_BS.shape
 
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -88,9 +136,10 @@ def _flex_attention(document_BS: Tensor, block_BS: Tensor, has_blocks: bool) -> 
     flex, create_block_mask = _compiled_flex()
     blocks = create_block_mask(mask, B=B, H=None, Q_LEN=S, KV_LEN=S, device=document_BS.device)
 
-    def attend(layer: int, q_BHSC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
-        gqa = q_BHSC.shape[1] != k_BKSC.shape[1]
-        return flex(q_BHSC, k_BKSC, v_BKSC, block_mask=blocks, enable_gqa=gqa)
+    def attend(layer: int, q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor) -> Tensor:
+        q, k, v = (_rows(x.to(dtype), B) for x in (q_THC, k_TKC, v_TKC))
+        mixed_BHSC = flex(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+        return mixed_BHSC.transpose(1, 2).flatten(0, 1)
 
     return attend
 

@@ -6,7 +6,7 @@ How many rows each tower has is known on the host before the step (it came with 
 device value. All towers' weights of one kind are one parameter: a tower without a row in a batch gets a zero gradient,
 never none.
 
-Letters: T rows, G towers, I and O features in and out, C width of a normalised vector.
+Letters: T rows, G towers, I and O features in and out, C width of a normalised vector, J heads, F feed-forward, E = 2F.
 """
 
 from __future__ import annotations
@@ -65,12 +65,18 @@ def has_fused_grouped_mm(device: torch.device, dtype: torch.dtype, shape: tuple[
     )
 
 
-def grouped_rms_norm(x_TC: Tensor, weight_GC: Tensor, groups: Groups, eps: float) -> Tensor:
-    """Rows over their root mean square (last axis), times the row's own tower's gain; `x` may be [T, heads, C].
+def grouped_rms_norm(x: Tensor, gain: Tensor, groups: Groups, eps: float, dtype: torch.dtype) -> Tensor:
+    """Rows over their root mean square (last axis), times the row's own tower's gain.
 
-    Statistics are taken in at least float32; the result has the type of `x`.
+    `x` is [T, C] or [T, J, C], `gain` [G, C] or [G, J, C]. Statistics are taken in at least float32 and only the result is
+    rounded to `dtype`.
     """
-    return _GroupedRMSNorm.apply(x_TC, weight_GC, groups, eps)
+    return _GroupedRMSNorm.apply(x, gain, groups, eps, dtype)
+
+
+def swiglu(gate_up_TE: Tensor) -> Tensor:
+    """silu(first half) * second half, [T, 2F] -> [T, F]."""
+    return _SwiGLU.apply(gate_up_TE)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -111,34 +117,55 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 class _GroupedRMSNorm(torch.autograd.Function):
-    """Keeps the input and one number per row; recomputes the normalised rows in the backward pass."""
+    """Keeps the input and one number per vector; recomputes the normalised vectors in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x_TC: Tensor, weight_GC: Tensor, groups: Groups, eps: float) -> Tensor:
-        wide_TC = _wide(x_TC)
-        norm_T1 = torch.linalg.vector_norm(wide_TC, dim=-1, keepdim=True)
-        rstd_T1 = (norm_T1.square_().div_(x_TC.shape[-1]).add_(eps)).rsqrt_()
+    def forward(ctx: Any, x: Tensor, gain: Tensor, groups: Groups, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = _wide(x)
+        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        rstd = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.groups = groups
-        ctx.save_for_backward(x_TC, weight_GC, rstd_T1)
-        y_TC = wide_TC * rstd_T1
+        ctx.save_for_backward(x, gain, rstd)
+        y = wide * rstd
         for tower, rows in groups.slices():
-            y_TC[rows] *= weight_GC[tower]
-        return y_TC.to(x_TC.dtype)
+            y[rows] *= gain[tower]
+        return y.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_TC, weight_GC, rstd_T1 = ctx.saved_tensors
-        grad_TC = _wide(grads[0])
-        unit_TC = _wide(x_TC) * rstd_T1
-        scaled_TC = torch.empty_like(grad_TC)
-        dweight_GC = torch.zeros_like(weight_GC)
+        x, gain, rstd = ctx.saved_tensors
+        grad, unit = _wide(grads[0]), _wide(x) * rstd
+        dx, dgain = torch.empty_like(unit), torch.zeros_like(gain)
         for tower, rows in ctx.groups.slices():
-            product_TC = grad_TC[rows] * unit_TC[rows]
-            dweight_GC[tower] = product_TC.reshape(-1, weight_GC.shape[-1]).sum(0)
-            torch.mul(grad_TC[rows], weight_GC[tower], out=scaled_TC[rows])
-        along_T1 = torch.linalg.vecdot(scaled_TC, unit_TC).unsqueeze(-1) / x_TC.shape[-1]
-        dx_TC = scaled_TC.addcmul_(unit_TC, along_T1, value=-1).mul_(rstd_T1)
-        return dx_TC.to(x_TC.dtype), dweight_GC, None, None
+            torch.mul(grad[rows], unit[rows], out=dx[rows])
+            dgain[tower] = dx[rows].sum(0)
+            torch.mul(grad[rows], gain[tower], out=dx[rows])
+        along = torch.linalg.vecdot(dx, unit).unsqueeze(-1).div_(x.shape[-1])
+        dx = dx.addcmul_(unit, along, value=-1).mul_(rstd)
+        return dx.to(x.dtype), dgain, None, None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its input alone, and writes both halves' gradients into one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up_TE: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_TE)
+        gate_TF, up_TF = gate_up_TE.chunk(2, dim=-1)
+        return F.silu(gate_TF).mul_(up_TF)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate_up_TE,) = ctx.saved_tensors
+        gate_TF, up_TF = gate_up_TE.chunk(2, dim=-1)
+        grad_TE = torch.empty_like(gate_up_TE)
+        dgate_TF, dup_TF = grad_TE.chunk(2, dim=-1)
+        chance_TF = torch.sigmoid(gate_TF)
+        torch.mul(gate_TF, chance_TF, out=dup_TF)  # silu(gate)
+        slope_TF = torch.addcmul(chance_TF, dup_TF, 1 - chance_TF)
+        torch.mul(grads[0], up_TF, out=dgate_TF).mul_(slope_TF)
+        dup_TF.mul_(grads[0])
+        return grad_TE
 
 
 def _wide(x: Tensor) -> Tensor:

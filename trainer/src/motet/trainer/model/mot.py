@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attend, packed_attention, reorder
-from .grouped import Groups, compute_dtype, grouped_linear, grouped_rms_norm
+from .grouped import Groups, compute_dtype, grouped_linear, grouped_rms_norm, swiglu
 from .rotary import rotate, rotation
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class Layout:
         groups: rows of each tower.
         sequence_T: for each position in sequence order, its grouped row; None if both orders are the same.
         grouped_T: the inverse: for each grouped row, its place in sequence order.
-        rows: B. The sequence length S is T / B.
         cos, sin: rotation of each grouped row, [T, 1, C/2].
         attend: attention in sequence order.
     """
@@ -55,7 +54,6 @@ class Layout:
     groups: Groups
     sequence_T: Tensor | None
     grouped_T: Tensor | None
-    rows: int
     cos: Tensor
     sin: Tensor
     attend: Attend
@@ -84,29 +82,27 @@ class Block(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """Grouped rows in, grouped rows out."""
+        groups, residual, inner = layout.groups, x_TD.dtype, compute_dtype(x_TD)
         if self.after:
-            x_TD = x_TD + grouped_rms_norm(self._attention(x_TD, layout), self.attention_norm, layout.groups, EPS)
-            return x_TD + grouped_rms_norm(self._feed_forward(x_TD, layout), self.ffn_norm, layout.groups, EPS)
-        x_TD = x_TD + self._attention(grouped_rms_norm(x_TD, self.attention_norm, layout.groups, EPS), layout)
-        return x_TD + self._feed_forward(grouped_rms_norm(x_TD, self.ffn_norm, layout.groups, EPS), layout)
+            x_TD = x_TD + grouped_rms_norm(self._attention(x_TD, layout), self.attention_norm, groups, EPS, residual)
+            return x_TD + grouped_rms_norm(self._feed_forward(x_TD, groups), self.ffn_norm, groups, EPS, residual)
+        x_TD = x_TD + self._attention(grouped_rms_norm(x_TD, self.attention_norm, groups, EPS, inner), layout)
+        return x_TD + self._feed_forward(grouped_rms_norm(x_TD, self.ffn_norm, groups, EPS, inner), groups)
 
     def _attention(self, x_TD: Tensor, layout: Layout) -> Tensor:
         T, H, K, C = x_TD.shape[0], self.heads, self.kv_heads, self.width
         qkv_TJC = grouped_linear(x_TD, self.qkv, layout.groups).view(T, H + 2 * K, C)
-        q_THC, k_TKC, v_TKC = qkv_TJC.split((H, K, K), dim=1)
+        qk_TJC, v_TKC = qkv_TJC.split((H + K, K), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q_THC = grouped_rms_norm(q_THC, self.q_norm, layout.groups, EPS)
-            k_TKC = grouped_rms_norm(k_TKC, self.k_norm, layout.groups, EPS)
-        q_THC, k_TKC = (rotate(x, layout.cos, layout.sin).to(v_TKC.dtype) for x in (q_THC, k_TKC))
-        qkv_TJC = reorder(torch.cat((q_THC, k_TKC, v_TKC), dim=1), layout.sequence_T, layout.grouped_T)
-        qkv_BJSC = qkv_TJC.view(layout.rows, -1, H + 2 * K, C).transpose(1, 2)
-        mixed_BHSC = layout.attend(self.layer, *qkv_BJSC.split((H, K, K), dim=1))
-        mixed_TD = mixed_BHSC.transpose(1, 2).reshape(T, H * C)
+            gain_GJC = torch.cat((self.q_norm[:, None].expand(-1, H, -1), self.k_norm[:, None].expand(-1, K, -1)), 1)
+            qk_TJC = grouped_rms_norm(qk_TJC, gain_GJC, layout.groups, EPS, layout.cos.dtype)
+        qk_TJC = rotate(qk_TJC, layout.cos, layout.sin)
+        qk_TJC, v_TKC = (reorder(x, layout.sequence_T, layout.grouped_T) for x in (qk_TJC, v_TKC))
+        mixed_TD = layout.attend(self.layer, *qk_TJC.split((H, K), dim=1), v_TKC).reshape(T, H * C)
         return grouped_linear(reorder(mixed_TD, layout.grouped_T, layout.sequence_T), self.out, layout.groups)
 
-    def _feed_forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        gate_TF, up_TF = grouped_linear(x_TD, self.gate_up, layout.groups).chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate_TF) * up_TF, self.down, layout.groups)
+    def _feed_forward(self, x_TD: Tensor, groups: Groups) -> Tensor:
+        return grouped_linear(swiglu(grouped_linear(x_TD, self.gate_up, groups)), self.down, groups)
 
 
 class MoT(nn.Module):
@@ -186,21 +182,22 @@ class MoT(nn.Module):
             x[inverse_T].view(batch.rows, batch.sequence) for x in (batch.document_T, batch.block_T)
         )
         width = self.config.dim // self.config.heads
-        dtype = compute_dtype(self.embedding.weight)
+        wide = self.embedding.weight.dtype
         return Layout(
             Groups(batch.counts, batch.offsets_G),
             None if alone else inverse_T,
             None if alone else order_T,
-            batch.rows,
-            *rotation(batch.position_T, width, self.config.rope_theta, self.embedding.weight.dtype),
-            packed_attention(document_BS, block_BS, len(batch.latent_row_N) > 0, dtype, width),
+            *rotation(batch.position_T, width, self.config.rope_theta, wide),
+            packed_attention(
+                document_BS, block_BS, len(batch.latent_row_N) > 0, compute_dtype(self.embedding.weight), width
+            ),
         )
 
     def run(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """All blocks and the last norm."""
         for block in self.blocks:
             x_TD = block(x_TD, layout)
-        return grouped_rms_norm(x_TD, self.norm, layout.groups, EPS)
+        return grouped_rms_norm(x_TD, self.norm, layout.groups, EPS, x_TD.dtype)
 
     def logits(self, hidden_ND: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Scores of the ids in [begin, end) as the next token."""
