@@ -93,7 +93,9 @@ def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096
     """Statistics of a dataset; packing is computed for each of `sequences` (tokens per row)."""
     tokens, spans, lengths = Counter[str](), Counter[str](), Counter[int]()
     span_lengths: dict[str, Counter[int]] = {m: Counter() for m in manifest.modalities}
-    sources = {name: {"documents": 0, "rejected": 0, "tokens": Counter[str]()} for name in manifest.sources}
+    sources: dict[str, dict[str, Any]] = {
+        name: {"documents": 0, "rejected": 0, "tokens": Counter[str]()} for name in manifest.sources
+    }
     rejects: dict[str, Counter[str]] = {}
     for entry in manifest.shards:
         tokens.update(entry.tokens)

@@ -1,0 +1,30 @@
+"""The tokenizers that wrote a token dataset, built again from its OUT/tokenize.yaml and held against its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from motet.pipeline.commit import CONFIG
+from motet.pipeline.config import TokenizeConfig
+from motet.pipeline.manifest import Manifest
+from motet.tokenizers.configuration import UserError, load_config
+from motet.tokenizers.contract import Tokenizer
+from motet.tokenizers.registry import build
+
+
+def dataset_tokenizers(manifest: Manifest, modalities: Iterable[str] | None = None) -> dict[str, Tokenizer]:
+    """A dataset's tokenizers by modality, all or some; UserError if one is gone or is not the one that encoded it."""
+    path = manifest.folder / CONFIG
+    config = load_config(path, TokenizeConfig)
+    found = {}
+    for modality in manifest.tokenizers if modalities is None else modalities:
+        if modality not in config.tokenizers:
+            raise UserError(f"{path}: tokenizers: no '{modality}'; the dataset knows {', '.join(config.tokenizers)}")
+        found[modality] = build(config.tokenizers[modality], path.parent, modality)
+        spec = manifest.tokenizers[modality]
+        if found[modality].spec.hash != spec.hash:
+            raise UserError(
+                f"{path}: tokenizers.{modality}: {spec.name} has changed since it encoded this dataset "
+                f"({found[modality].spec.hash[:12]}, then {spec.hash[:12]}); put its old weights back or tokenize again"
+            )
+    return found
