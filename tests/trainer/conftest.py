@@ -11,6 +11,7 @@ from PIL import Image
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
 from motet.tokenizers.contract import TokenizerSpec, Tokens
+from motet.trainer.config import TrainConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
 SPECS = {
@@ -131,3 +132,32 @@ def _shard(root, source, partition, documents, modalities, specs) -> ShardEntry:
 def dataset(write_dataset: WriteDataset, documents: list[Document]) -> str:
     """The folder of a token dataset of `documents`."""
     return write_dataset(documents)
+
+
+@pytest.fixture(scope="session")
+def discrete_dataset(write_dataset: WriteDataset, documents: list[Document]) -> str:
+    """The folder of a token dataset of those `documents` that have no latents."""
+    discrete = [d for d in documents if all(modality != "image" for modality, _ in d.spans)]
+    return write_dataset(discrete, modalities=("speech", "text"), specs={m: SPECS[m] for m in ("speech", "text")})
+
+
+@pytest.fixture
+def train_config(discrete_dataset: str) -> Callable[..., TrainConfig]:
+    """train_config(**changes) -> a run of a small model on `discrete_dataset`; `data`, `model`, ... are updated by key."""
+
+    def make(**changes) -> TrainConfig:
+        settings = {
+            "data": {"paths": [discrete_dataset], "sequence": 128, "holdout": 0.1},
+            "model": {"dim": 32, "layers": 2, "heads": 2},
+            "optimizer": {"lr": 3e-3, "warmup": 2},
+            "steps": 12,
+            "rows": 4,
+            "micro_rows": 2,
+            "threads": 1,
+            "checkpoint_every": 4,
+        }
+        for key, value in changes.items():
+            settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
+        return TrainConfig.model_validate(settings)
+
+    return make

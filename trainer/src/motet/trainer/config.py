@@ -37,7 +37,7 @@ class DataConfig(Settings):
     paths: list[str] = Field(min_length=1)
     sequence: Annotated[int, Field(ge=8)]
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    weights: dict[str, Weight] = {}
+    weights: dict[str, Weight] = Field(default_factory=dict)
     caption_first: Share = 0.5
     long: Literal["truncate", "split"] = "truncate"
 
@@ -60,7 +60,7 @@ class ModelConfig(Settings):
     heads: Count
     kv_heads: Count | None = None
     ffn: Count | None = None
-    towers: dict[str, str] = {}
+    towers: dict[str, str] = Field(default_factory=dict)
     norm: Literal["after", "before"] = "after"
     qk_norm: bool = True
     rope_theta: Annotated[float, Field(gt=0)] = 10000.0
@@ -87,7 +87,7 @@ class ObjectiveConfig(Settings):
 
     kind: Literal["chameleon", "transfusion"] = "chameleon"
     z_loss: Weight = 0.0
-    weights: dict[str, Weight] = {}
+    weights: dict[str, Weight] = Field(default_factory=dict)
     diffusion_weight: Weight = 5.0
     noise_steps: Count = 1000
 

@@ -1,0 +1,96 @@
+"""Checkpoints: all of it or nothing of it, and damage is named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from motet.tokenizers.configuration import UserError
+from motet.trainer import checkpoint
+from motet.trainer.checkpoint import MODEL, OPTIMIZER, STATE, DamagedCheckpoint, State
+
+FILES = (MODEL, OPTIMIZER, STATE)
+
+
+def state(step: int) -> State:
+    return State(step, 10 * step, "f" * 32, 1, {"tokenizers": {}}, {"lr": 0.1})
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a.weight": torch.randn(5, 7, generator=generator), "b": torch.randn(3, generator=generator).double()}
+
+
+@pytest.fixture
+def out(tmp_path):
+    for step in (5, 10):
+        checkpoint.save(tmp_path, state(step), tensors(step), tensors(step + 1), keep=2)
+    return tmp_path
+
+
+def test_comes_back_to_the_bit(out):
+    newest = checkpoint.latest(out)
+    assert newest.name == "step-000010"
+    found = checkpoint.read_state(newest)
+    assert (found.step, found.tokens, found.config) == (10, 100, {"lr": 0.1})
+    for name, seed in ((MODEL, 10), (OPTIMIZER, 11)):
+        loaded = checkpoint.load(newest, found, name)
+        assert loaded.keys() == tensors(seed).keys()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in tensors(seed).items())
+
+
+def test_only_the_last_are_kept(out):
+    checkpoint.save(out, state(15), tensors(0), tensors(1), keep=2)
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000010", "step-000015"]
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_half_written_one_is_not_seen_and_swept_away(out, written):
+    partial = out / "checkpoints" / "step-000015.partial"
+    partial.mkdir()
+    for name in FILES[:written]:
+        (partial / name).write_bytes(b"half")
+    assert checkpoint.latest(out).name == "step-000010"
+    checkpoint.save(out, state(15), tensors(0), tensors(1), keep=3)
+    assert checkpoint.latest(out).name == "step-000015"
+    assert len(list((out / "checkpoints").iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damage_is_named_with_the_way_on(out, name, damage):
+    newest = checkpoint.latest(out)
+    path = newest / name
+    data = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data if damage == "flip" else data[:-1])
+    with pytest.raises(DamagedCheckpoint) as error:
+        found = checkpoint.read_state(newest)
+        checkpoint.load(newest, found, name)
+    assert str(path) in str(error.value) and "goes on from step-000005" in str(error.value)
+    shutil.rmtree(newest)
+    assert checkpoint.read_state(checkpoint.latest(out)).step == 5
+
+
+def test_every_byte_of_the_state_counts(out):
+    path = checkpoint.latest(out) / STATE
+    sound = path.read_bytes()
+    for at in range(0, len(sound), 7):
+        damaged = bytearray(sound)
+        damaged[at] ^= 4
+        path.write_bytes(damaged)
+        try:
+            found = checkpoint.read_state(path.parent)
+        except DamagedCheckpoint:
+            continue
+        assert json.loads(damaged) == json.loads(sound), f"byte {at}"
+        assert found.step == 10
+
+
+def test_nothing_to_open(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.open_model(tmp_path)
