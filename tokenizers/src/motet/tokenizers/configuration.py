@@ -11,14 +11,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from motet.tokenizers.contract import Settings
+from motet.tokenizers.errors import UserError
 
-__all__ = ["Settings", "UserError", "dump_config", "load_config", "validate"]
+__all__ = ["Settings", "UserError", "dump_config", "load_config", "override", "validate"]
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class UserError(Exception):
-    """The user's input or configuration is wrong. One line: what is wrong, where, what to do. The command exits with 2."""
 
 
 def load_config(path: str | Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
@@ -36,8 +33,8 @@ def load_config(path: str | Path, model: type[Model], overrides: Sequence[str] =
         raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
-    for override in overrides:
-        _set(data, override)
+    for each in overrides:
+        override(data, each)
     return validate(data, model, str(path))
 
 
@@ -62,11 +59,11 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _set(data: dict[str, Any], override: str) -> None:
+def override(data: dict[str, Any], each: str) -> None:
     """Apply one `path.to.field=value` in place; list positions are numbers."""
-    key, equals, text = override.partition("=")
+    key, equals, text = each.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override}: expected path.to.field=value")
+        raise UserError(f"--set {each}: expected path.to.field=value")
     *parents, last = key.split(".")
     node: Any = data
     try:
@@ -77,7 +74,7 @@ def _set(data: dict[str, Any], override: str) -> None:
         else:
             node[last] = yaml.safe_load(text)
     except (ValueError, IndexError, AttributeError, TypeError):
-        raise UserError(f"--set {override}: there is no field '{key}' to set") from None
+        raise UserError(f"--set {each}: there is no field '{key}' to set") from None
 
 
 def _known_keys(model: type[BaseModel]) -> set[str]:

@@ -1,0 +1,85 @@
+"""The `motet` command: one verb a function, one file a group of verbs; heavy imports happen inside the verbs.
+
+    argv --Typer--> a verb in `commands` --> the rooms;  what goes wrong --`main`--> one line on stderr and an exit code
+
+Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 done, but with more rejects than allowed;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from motet.orchestration.commands import generate, inspect, run, tokenize, tokenizer, train
+from motet.tokenizers.errors import UserError
+
+app = typer.Typer(
+    name="motet",
+    help="Raw text, pictures and speech in, a trained Mixture-of-Transformers out. `motet demo` shows the whole line.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("motet-orchestration"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+app.command("demo", rich_help_panel="Start here")(run.demo)
+app.command("tokenize", rich_help_panel="Corpus to shards")(tokenize.tokenize)
+app.command("stats", rich_help_panel="Corpus to shards")(inspect.stats)
+app.command("view", rich_help_panel="Corpus to shards")(inspect.view)
+app.command("verify", rich_help_panel="Corpus to shards")(inspect.verify)
+app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel="Corpus to shards")
+app.command("train", rich_help_panel="Shards to model")(train.train)
+app.command("evaluate", rich_help_panel="Shards to model")(train.evaluate)
+app.command("generate", rich_help_panel="Shards to model")(generate.generate)
+app.command("run", rich_help_panel="The whole line")(run.run)
+
+
+def main() -> None:
+    """Entry point of the command; ends the process."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+        sys.argv.insert(1, "--debug")
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was committed is kept, and the same command goes on from there", 130)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, UserError):
+            _fail(str(error), 2)
+        show = getattr(error, "show", None)
+        if show is not None:  # Typer's own: a wrong option or verb
+            show()
+            sys.exit(2)
+        known = type(error).__module__.startswith("motet.")
+        _fail(str(error) if known else f"{type(error).__name__}: {error} (`motet --debug ...` shows where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"motet: {message}", file=sys.stderr)
+    sys.exit(code)

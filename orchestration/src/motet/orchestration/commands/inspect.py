@@ -1,0 +1,103 @@
+"""`motet stats`, `view`, `verify`: what is in a token dataset, and whether it is sound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Dataset = Annotated[Path, typer.Argument(help="Folder that `motet tokenize` wrote.", metavar="DATASET")]
+
+
+def stats(
+    dataset: Dataset,
+    sequence: Annotated[list[int] | None, typer.Option(min=8, help="Row lengths for packing efficiency.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the page with plots here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Tokens by modality and source, lengths, codebook use, rejects, packing; from the manifest alone.
+
+    Example: `motet stats tokens --html stats.html --sequence 1024`
+    """
+    from motet.pipeline.manifest import Manifest
+    from motet.pipeline.statistics import statistics, table
+
+    manifest = Manifest.load(dataset)
+    found = statistics(manifest, tuple(sequence or (512, 2048, 4096)))
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    elif html is None:
+        from rich.console import Console
+
+        Console().print(table(found))
+    if html is not None:
+        from motet.pipeline.stats_page import page
+
+        _write(html, page(manifest, found), as_json)
+
+
+def view(
+    dataset: Dataset,
+    samples: Annotated[list[str] | None, typer.Argument(help="Sample ids (hex), or how they begin.")] = None,
+    html: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("view.html"),
+    count: Annotated[int, typer.Option(min=1, help="How many documents, if no sample is named.")] = 24,
+) -> None:
+    """Documents as a person sees them: text, pictures and sound decoded back from their tokens.
+
+    Example: `motet view tokens --count 40 --html view.html`, or `motet view tokens 3fa9c1`
+    """
+    from motet.pipeline import view as viewer
+    from motet.pipeline.dataset_tokenizers import dataset_tokenizers
+    from motet.pipeline.manifest import Manifest
+
+    manifest = Manifest.load(dataset)
+    documents = viewer.pick(manifest, samples) if samples else viewer.spread(manifest, count)
+    _write(html, viewer.page(manifest, documents, dataset_tokenizers(manifest)), False)
+
+
+def verify(
+    dataset: Dataset,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> int:
+    """Check every hash and invariant; names the damaged places and exits with 1 if there are any.
+
+    Example: `motet verify tokens`
+    """
+    from tqdm import tqdm
+
+    from motet.pipeline.manifest import Manifest
+    from motet.pipeline.verify import strangers
+    from motet.pipeline.verify import verify as check
+
+    manifest = Manifest.load(dataset)
+    problems = []
+    for _, found in tqdm(check(manifest), total=len(manifest.shards), unit="shard", desc="verify", leave=False):
+        problems += found
+    others = strangers(manifest)
+    if as_json:
+        typer.echo(json.dumps({"shards": len(manifest.shards), "problems": problems, "strangers": others}))
+        return 1 if problems else 0
+    for problem in problems:
+        typer.echo(problem)
+    for name in others:
+        typer.echo(f"{name}: not in the manifest (harmless; `motet tokenize` removes it)")
+    typer.echo(
+        f"{len(manifest.shards)} shards, {len(problems)} problems"
+        if problems
+        else f"{len(manifest.shards)} shards, all sound"
+    )
+    return 1 if problems else 0
+
+
+def _write(path: Path, text: str, quiet: bool) -> None:
+    from motet.tokenizers.errors import UserError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--html {path}: cannot be written: {error.strerror}; choose another path") from None
+    if not quiet:
+        typer.echo(f"wrote {path}")

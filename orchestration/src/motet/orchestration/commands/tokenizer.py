@@ -1,0 +1,154 @@
+"""`motet tokenizer list|describe|fit|check`: tokenizers, built in and plugged in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Tokenizers: list, describe, fit, check.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A name from `motet tokenizer list`, or `module:Class`.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A setting of this tokenizer: `field=value`.")]
+Samples = Annotated[Path, typer.Option(help="A folder of raw files, or a JSONL file with a `text` column.")]
+
+
+@app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """All tokenizers that are installed; a broken one with its reason."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from motet.tokenizers.registry import available
+
+    entries = available()
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in entries]))
+        return
+    table = Table("name", "brought by", "class", "state", box=None, pad_edge=False)
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            entry.distribution,
+            entry.target,
+            "ready" if entry.reason is None else f"unavailable: {entry.reason}",
+        )
+    Console().print(table)
+
+
+@app.command()
+def describe(name: Name) -> None:
+    """What a tokenizer is, and every setting that it takes.
+
+    Example: `motet tokenizer describe vqgan`
+    """
+    from inspect import getdoc
+
+    from motet.tokenizers.registry import find
+
+    kind = find(name)
+    typer.echo(f"{name}: {kind.modality}\n\n{getdoc(kind)}\n\nsettings:")
+    for field, info in kind.Settings.model_fields.items():
+        default = "required" if info.is_required() else f"default {info.default!r}"
+        typer.echo(f"  {field}: {_type(info.annotation)}, {default}")
+
+
+@app.command()
+def fit(
+    name: Name,
+    samples: Samples,
+    out: Annotated[Path, typer.Option(help="Folder that the fitted tokenizer is written into.")],
+    set_: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+) -> None:
+    """Fit a tokenizer on your own data.
+
+    Example: `motet tokenizer fit bpe --samples books.jsonl --out bpe --set vocabulary=32000`
+    """
+    from motet.tokenizers.errors import UserError
+    from motet.tokenizers.registry import find
+
+    kind = find(name)
+    try:
+        measured = kind.fit(_raw(samples), out, _settings(set_))
+    except TypeError as error:
+        raise UserError(f"tokenizer fit {name}: {error}") from None
+    if as_json:
+        typer.echo(json.dumps(measured))
+        return
+    typer.echo(f"wrote {out}")
+    for key, value in measured.items():
+        typer.echo(f"  {key}: {value}")
+
+
+@app.command()
+def check(
+    name: Name,
+    samples: Samples,
+    set_: Set = None,
+    count: Annotated[int, typer.Option(min=1, help="How many of the samples are used.")] = 16,
+) -> int:
+    """Run the conformance kit on a tokenizer; exits with 1 if a check fails.
+
+    Example: `motet tokenizer check melrvq --set path=melrvq --samples audio/talks`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from motet.tokenizers.conformance import check as run_kit
+    from motet.tokenizers.registry import build
+
+    settings = {"use": name, **_settings(set_)}
+    report = run_kit(lambda: build(settings, Path.cwd()), _raw(samples)[:count])
+    table = Table("", "check", "what was seen", box=None, pad_edge=False)
+    for each in report.checks:
+        table.add_row("[green]ok[/]" if each.passed else "[red]FAILED[/]", each.name, each.detail)
+    Console().print(table)
+    return 0 if report.passed else 1
+
+
+def _settings(overrides: Sequence[str] | None) -> dict[str, Any]:
+    from motet.tokenizers.configuration import UserError, override
+
+    settings: dict[str, Any] = {}
+    for each in overrides or []:
+        override(settings, each)
+    if "use" in settings:
+        raise UserError("--set use: the tokenizer is the verb's argument")
+    return settings
+
+
+def _raw(samples: Path) -> list[bytes]:
+    """Raw files of a folder, in order of their names; or the texts of a JSONL file."""
+    from motet.tokenizers.errors import UserError
+
+    if samples.is_dir():
+        skip = {".jsonl", ".json", ".md", ".py"}
+        files = sorted(
+            p for p in samples.rglob("*") if p.is_file() and p.suffix.lower() not in skip and p.name[0] != "."
+        )
+        found = [file.read_bytes() for file in files]
+    elif samples.suffix == ".jsonl" and samples.is_file():
+        with open(samples, encoding="utf-8") as lines:
+            try:
+                found = [json.loads(line)["text"].encode() for line in lines if line.strip()]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"--samples {samples}: a line is no JSON object with a 'text' string: {error}"
+                ) from None
+    elif samples.is_file():
+        found = [samples.read_bytes()]
+    else:
+        raise UserError(f"--samples {samples}: no such file or folder")
+    if not found:
+        raise UserError(f"--samples {samples}: holds no files")
+    return found
+
+
+def _type(annotation: Any) -> str:
+    return getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
