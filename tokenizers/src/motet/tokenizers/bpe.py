@@ -23,7 +23,7 @@ from motet.tokenizers import contract
 from motet.tokenizers.configuration import UserError, validate
 from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens, content_hash
 from motet.tokenizers.media import load_text
-from motet.tokenizers.ranks import BYTE_OF, PATTERNS, Ranks, ranks_of, token_bytes
+from motet.tokenizers.ranks import BYTE_OF, PATTERNS, Ranks, ranks_of, token_bytes, too_blank
 
 ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens", "decoder")  # of a tokenizer.json
 
@@ -78,8 +78,11 @@ class BPE(Tokenizer):
         )
 
     def load(self, data: bytes) -> str:
-        """UTF-8 bytes as a string."""
-        return load_text(data)
+        """UTF-8 bytes as a string; `whitespace-run` where only tiktoken could encode it, and would not."""
+        text = load_text(data)
+        if self._slow is None and too_blank(text):
+            raise BadSample("whitespace-run", "tens of thousands of whitespace characters in a row; tiktoken aborts")
+        return text
 
     def encode(self, samples: Sequence[str]) -> list[Tokens]:
         """Ids of each text, shape `(n,)`."""
@@ -159,13 +162,29 @@ class BPE(Tokenizer):
         byte_level = (content.get("decoder") or {}).get("type") == "ByteLevel"
         if byte_level and not BYTE_OF.keys() <= vocabulary.keys():
             raise UserError(f"bpe: path: {path} lacks some of the 256 bytes: not every text can be encoded")
-        ranks = ranks_of(content)
-        if isinstance(ranks, Ranks):
-            self._use_tiktoken(ranks)
-            return
-        self.engine, self.reason = "tokenizers", ranks
-        self._encode = lambda text: np.array(model.encode(text, add_special_tokens=False).ids, np.int32)
+
+        def slow(text: str) -> np.ndarray:
+            return np.array(model.encode(text, add_special_tokens=False).ids, np.int32)
+
+        self._slow = slow
         self._decode = self._join if byte_level else lambda ids: model.decode(ids, skip_special_tokens=False)
+        ranks = ranks_of(content)
+        sought = [token for token in content.get("added_tokens") or [] if not token["special"]]
+        normalizer = content.get("normalizer")
+        if isinstance(ranks, str):
+            self.engine, self.reason, self._encode = "tokenizers", ranks, slow
+        elif normalizer and (normalizer["type"] != "NFC" or any(token["normalized"] for token in sought)):
+            self.engine, self.reason, self._encode = "tokenizers", "text is normalized first", slow
+        else:
+            self.engine, self.reason, fast = "tiktoken", "", ranks.encoder()
+            names = [token["content"] for token in sought]
+
+            def encode(text: str) -> np.ndarray:
+                if too_blank(text) or any(name in text for name in names):
+                    return slow(text)
+                return fast(model.normalizer.normalize_str(text) if normalizer and not text.isascii() else text)
+
+            self._encode = encode
 
     def _read_ranks(self, data: bytes, path: Path, pattern: str | None) -> None:
         """Take a file of tiktoken ranks: lines of base64 bytes and a rank."""
@@ -186,15 +205,12 @@ class BPE(Tokenizer):
         self._bytes = [b""] * (1 + max(table.values()))
         for token, rank in table.items():
             self._bytes[rank] = token
-        self._use_tiktoken(Ranks(regex, table, None))
-
-    def _use_tiktoken(self, ranks: Ranks) -> None:
         self.engine, self.reason = "tiktoken", ""
-        self._encode = ranks.encoder()
-        self._decode = self._join
+        self._encode, self._decode = Ranks(regex, table).encoder(), self._join
 
     _encode: Callable[[str], np.ndarray]
     _decode: Callable[[list[int]], str]
+    _slow: Callable[[str], np.ndarray] | None = None  # through `tokenizers`; None where there are only ranks
 
     def _join(self, ids: list[int]) -> str:
         """The text of ids: their bytes, one after another."""

@@ -1,30 +1,28 @@
 """When tiktoken gives the same ids as `tokenizers`: a `tokenizer.json` -> proof -> ranks that tiktoken encodes with.
 
-Both libraries cut text by a regular expression and then merge neighbours inside each piece. `tokenizers` merges the pairs
-of a list, in the list's order; tiktoken merges any neighbours whose concatenation is in the vocabulary, lowest rank first.
-With ranks in the order of the merge list the two agree on every text if
+Both libraries cut text by a regular expression and then merge neighbours inside each piece, one pair at a time.
+`tokenizers` merges the pairs of a list, earliest in the list first; tiktoken merges any neighbours whose concatenation is
+a token, lowest rank first; both take the leftmost of equals. Let the ranks follow the list. Then the two agree on every text if
 
-1. all 256 bytes are tokens, every other token that can arise is made by exactly one merge (x, y), and
-2. each such token, merged alone by the merges before its own, ends as exactly [x, y].
+1. all 256 bytes are tokens, and the merges that make the same token stand together in the list;
+2. for each longer token t, merged alone as tiktoken would: if it comes down to two parts, that pair is in the list.
 
-Why: suppose that they agree until tiktoken picks a pair (x', y') that makes t but is not the merge of t. Until then all
-merges between the ends of t lay inside t, so they were those of t alone. If all of them came before t's merge, t alone
-ends as [x', y'], against 2. If one came later than t's merge, then just before it, by 2, [x, y] stood there and would have
-been merged first. So there is no such pair.
+Why: suppose that they agree up to some state, and that two neighbours x', y' there make t. No merge has crossed the ends
+of t yet, so what happened between them is what happens to t alone, which has only one state of two parts: x' and y' are
+the pair of 2, in the list, and the only one of t's merges that can stand anywhere in this state. So both libraries
+choose among the same pairs, in the same order.
 
-Point 2 is checked along the border of x and y: the pieces that touch it are the right edge of x's tree of merges and the
-left edge of y's, each alive from its own rank to its parent's. A merge across the border is possible exactly where two of
-them are alive at the rank of their pair; `_stays_apart` walks both edges once.
+A piece that is a token as a whole is taken as such by tiktoken at once. So must it be by the merges: each token, alone,
+must be reached (`ignore_merges` in the file says that `tokenizers` takes a short cut too; then it need not).
 
 How text is cut is compared by name: `PATTERNS` are the expressions for which both regex engines put every Unicode code
-point into the same class (tests/tokenizers/test_ranks.py, exhaustively).
+point into the same class (tests/tokenizers/test_ranks.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import permutations
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,6 +45,9 @@ PATTERNS = {
 }
 
 
+BLANK = 16_384
+
+
 def _byte_alphabet() -> dict[str, int]:
     """The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -66,41 +67,39 @@ class Ranks:
         pattern: the regular expression that cuts text.
         ranks: each token's bytes -> its place in the order of merges.
         ids: the vocabulary's id of each rank, int32; None if the ranks are the ids.
-        added: tokens that are looked for in the text before it is cut -> their rank.
     """
 
     pattern: str
     ranks: Mapping[bytes, int]
     ids: np.ndarray | None = None
-    added: Mapping[str, int] = field(default_factory=dict)
 
     def encoder(self) -> Callable[[str], np.ndarray]:
         """The function from a text to its ids, int32."""
         import tiktoken
 
-        encoding = tiktoken.Encoding(
-            "motet", pat_str=self.pattern, mergeable_ranks=dict(self.ranks), special_tokens=dict(self.added)
-        )
-        ids, added = self.ids, set(self.added)
+        encoding = tiktoken.Encoding("motet", pat_str=self.pattern, mergeable_ranks=dict(self.ranks), special_tokens={})
+        ids = self.ids
+        if ids is None:
+            return lambda text: np.array(encoding.encode_ordinary(text), np.int32)
+        return lambda text: ids[encoding.encode_ordinary(text)]
 
-        def encode(text: str) -> np.ndarray:
-            if added:
-                found = encoding.encode(text, allowed_special=added, disallowed_special=())
-            else:
-                found = encoding.encode_ordinary(text)
-            ranks = np.array(found, np.int32)
-            return ranks if ids is None else ids[ranks]
 
-        return encode
+def too_blank(text: str) -> bool:
+    """Whether tiktoken must not see this text: its regex engine aborts on some 100,000 whitespace characters in a row.
+
+    True if any aligned block of `BLANK` characters is whitespace only, as in every run of twice that length.
+    """
+    return any(text[i].isspace() and text[i : i + BLANK].isspace() for i in range(0, len(text) - BLANK, BLANK))
 
 
 def ranks_of(content: Mapping[str, Any]) -> Ranks | str:
-    """Ranks that give exactly the ids of a `tokenizer.json` (parsed) on every text, or why there are none, in one line."""
+    """Ranks that give exactly the ids of a `tokenizer.json` (parsed), or why there are none, in one line.
+
+    They are for text that is normalized already and holds no added tokens.
+    """
     model = content["model"]
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         return f"a {model.get('type')} model, not BPE"
-    if content.get("normalizer"):
-        return f"text is normalized first ({content['normalizer'].get('type')})"
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             return f"the model has {option}"
@@ -108,26 +107,27 @@ def ranks_of(content: Mapping[str, Any]) -> Ranks | str:
     if pattern is None:
         return "text is cut by an expression that tiktoken is not known to read alike"
     vocabulary: dict[str, int] = model["vocab"]
-    if any(character not in vocabulary for character in BYTE_OF):
+    if not BYTE_OF.keys() <= vocabulary.keys():
         return "not every byte is a token"
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    tokens = [*BYTE_OF, *(left + right for left, right in merges)]
-    rank_of = {token: rank for rank, token in enumerate(tokens)}
-    if len(rank_of) < len(tokens):
-        return "a token is made by more than one merge"
-    parents = [(rank_of.get(left, len(tokens)), rank_of.get(right, len(tokens))) for left, right in merges]
-    if any(max(pair) >= 256 + place for place, pair in enumerate(parents)):
-        return "a merge needs a token that comes later"
-    pairs = {pair: 256 + place for place, pair in enumerate(parents)}
-    for place, (left, right) in enumerate(parents):
-        if not _stays_apart(left, right, 256 + place, parents, pairs):
-            return f"token {tokens[256 + place]!r} cannot be reached by the merges before it"
-    added = _added(content.get("added_tokens") or [])
-    if isinstance(added, str):
-        return added
-    ids = np.array([vocabulary[token] for token in tokens] + list(added.values()), np.int32)
-    ranks = {bytes(BYTE_OF[character] for character in token): rank for token, rank in rank_of.items()}
-    return Ranks(pattern, ranks, ids, {token: len(tokens) + i for i, token in enumerate(added)})
+    made = [left + right for left, right in merges]
+    rank = {token: place for place, token in enumerate(dict.fromkeys([*BYTE_OF, *made]))}
+    places = [rank[token] for token in made]
+    if places != sorted(places):
+        return "the merges of one token are scattered over the list"
+    whole = bool(model.get("ignore_merges"))
+    if whole:
+        unmade = (token for token in vocabulary if token not in rank and BYTE_OF.keys() >= set(token))
+        rank |= {token: len(rank) + place for place, token in enumerate(unmade)}
+    listed = set(merges)
+    for token in list(rank)[256:]:
+        parts = _last_parts(token, rank)
+        if len(parts) > 2 and not whole:
+            return f"token {token!r} is not reached by its merges"
+        if len(parts) == 2 and parts not in listed:
+            return f"token {token!r} is made of other parts than its merge says"
+    ids = np.array([vocabulary[token] for token in rank], np.int32)
+    return Ranks(pattern, {bytes(BYTE_OF[c] for c in token): place for token, place in rank.items()}, ids)
 
 
 def token_bytes(vocabulary: Mapping[str, int], added: Mapping[str, int], size: int) -> list[bytes]:
@@ -144,53 +144,27 @@ def token_bytes(vocabulary: Mapping[str, int], added: Mapping[str, int], size: i
 def _pattern(pre: Mapping[str, Any]) -> str | None:
     """The expression that a pre-tokenizer cuts by, if it is byte-level and the expression is one of `PATTERNS`."""
     steps = pre["pretokenizers"] if pre.get("type") == "Sequence" else [pre]
-    *splits, last = steps or [{}]
+    last = steps[-1] if steps else {}
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return None
-    if not splits:
+    if len(steps) == 1:
         return PATTERNS["gpt2"] if last.get("use_regex", True) else None
-    expression = splits[0].get("pattern", {}).get("Regex")
-    plain = splits[0].get("behavior") == "Isolated" and not splits[0].get("invert")
-    if len(splits) > 1 or splits[0].get("type") != "Split" or not plain or last.get("use_regex", True):
+    split = steps[0]
+    # Every character is matched by these expressions, so to keep the matches and to drop what lies between are the same.
+    keeps_all = (split.get("behavior"), split.get("invert")) in (("Isolated", False), ("Removed", True))
+    if len(steps) > 2 or split.get("type") != "Split" or not keeps_all or last.get("use_regex", True):
         return None
+    expression = split["pattern"].get("Regex")
     return expression if expression in PATTERNS.values() else None
 
 
-def _stays_apart(
-    left: int, right: int, limit: int, parents: list[tuple[int, int]], pairs: Mapping[tuple[int, int], int]
-) -> bool:
-    """Whether no merge with a rank below `limit` crosses the border between two tokens while both are being built.
-
-    The walk goes back in time: the piece made last is taken apart first. A pair across the border would have been merged
-    if its rank came before the parents of both pieces; at equal rank the leftmost occurrence goes first, so the parent of
-    the left piece wins over the pair and the pair over the parent of the right piece.
-    """
-    left_until, right_until = limit, limit
-    while True:
-        crossing = pairs.get((left, right))
-        if crossing is not None and crossing < left_until and crossing <= right_until:
-            return False
-        if left < 256 and right < 256:
-            return True
-        if left >= right:
-            left, left_until = parents[left - 256][1], left
-        else:
-            right, right_until = parents[right - 256][0], right
-
-
-def _added(tokens: list[Mapping[str, Any]]) -> dict[str, int] | str:
-    """The added tokens that are looked for in raw text (the special ones are not), or why tiktoken would find others."""
-    sought = {token["content"]: token["id"] for token in tokens if not token["special"]}
-    for token in tokens:
-        if token["content"] in sought and (token["lstrip"] or token["rstrip"] or token["single_word"]):
-            return f"added token {token['content']!r} is matched with its surroundings"
-    names = [token["content"] for token in tokens]
-    for one, other in permutations(names, 2):
-        if (one in sought or other in sought) and _overlap(one, other):
-            return f"added tokens {one!r} and {other!r} overlap"
-    return sought
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether `other` can begin inside `one`."""
-    return other in one or any(one.endswith(other[:size]) for size in range(1, len(other)))
+def _last_parts(token: str, rank: Mapping[str, int]) -> tuple[str, ...]:
+    """A token merged alone, lowest rank first: the two parts before the last merge, or more where it gets no further."""
+    parts = list(token)
+    while len(parts) > 2:
+        found = [(rank[pair], i) for i in range(len(parts) - 1) if (pair := parts[i] + parts[i + 1]) in rank]
+        if not found:
+            break
+        i = min(found)[1]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return tuple(parts)
