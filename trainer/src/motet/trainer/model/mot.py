@@ -98,7 +98,8 @@ class Block(nn.Module):
             qk_TJC = grouped_rms_norm(qk_TJC, gain_GJC, layout.groups, EPS, layout.cos.dtype)
         qk_TJC = rotate(qk_TJC, layout.cos, layout.sin)
         qk_TJC, v_TKC = (reorder(x, layout.sequence_T, layout.grouped_T) for x in (qk_TJC, v_TKC))
-        mixed_TD = layout.attend(self.layer, *qk_TJC.split((H, K), dim=1), v_TKC).reshape(T, H * C)
+        q_THC, k_TKC = qk_TJC.split((H, K), dim=1)
+        mixed_TD = layout.attend(self.layer, q_THC, k_TKC, v_TKC).reshape(T, H * C)
         return grouped_linear(reorder(mixed_TD, layout.grouped_T, layout.sequence_T), self.out, layout.groups)
 
     def _feed_forward(self, x_TD: Tensor, groups: Groups) -> Tensor:
@@ -182,12 +183,13 @@ class MoT(nn.Module):
             x[inverse_T].view(batch.rows, batch.sequence) for x in (batch.document_T, batch.block_T)
         )
         width = self.config.dim // self.config.heads
-        wide = self.embedding.weight.dtype
+        cos, sin = rotation(batch.position_T, width, self.config.rope_theta, self.embedding.weight.dtype)
         return Layout(
             Groups(batch.counts, batch.offsets_G),
             None if alone else inverse_T,
             None if alone else order_T,
-            *rotation(batch.position_T, width, self.config.rope_theta, wide),
+            cos,
+            sin,
             packed_attention(
                 document_BS, block_BS, len(batch.latent_row_N) > 0, compute_dtype(self.embedding.weight), width
             ),

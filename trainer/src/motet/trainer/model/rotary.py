@@ -38,7 +38,8 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _turn(grads[0], *ctx.saved_tensors, -1).to(ctx.dtype), None, None
+        cos_T1C, sin_T1C = ctx.saved_tensors
+        return _turn(grads[0], cos_T1C, sin_T1C, -1).to(ctx.dtype), None, None
 
 
 def _turn(x_THC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor, sign: int) -> Tensor:

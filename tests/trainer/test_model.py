@@ -1,0 +1,248 @@
+"""The grouped model against a plain one, against Llama, and what each position may see."""
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from motet.trainer.model import grouped
+from motet.trainer.model.mot import EPS, MoT
+from motet.trainer.objective import losses
+
+ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("motet_reference", ROOT / "benchmarks" / "reference.py")
+reference = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = reference
+_spec.loader.exec_module(reference)
+
+VOCABULARY = 60
+
+
+def shape(**changes):
+    values = dict(
+        dim=32, layers=2, heads=4, kv_heads=2, ffn=None, norm="after", qk_norm=True, rope_theta=1e4, towers={}
+    )
+    return SimpleNamespace(**values | changes)
+
+
+def objective(**changes):
+    values = dict(kind="chameleon", z_loss=1e-3, weights={"image": 0.5}, diffusion_weight=5.0, noise_steps=1000)
+    return SimpleNamespace(**values | changes)
+
+
+def model_of(config, towers, latent_dim=0, seed=0):
+    model = MoT(config, [f"tower{i}" for i in range(towers)], VOCABULARY, latent_dim, seed).double()
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # gains and biases that are not all alike, so that a mixed-up one shows
+        for name, weight in model.named_parameters():
+            if "norm" in name or weight.dim() == 1:
+                weight += 0.1 * torch.randn(weight.shape, generator=random, dtype=weight.dtype)
+    return model
+
+
+def keep_one(rows, modality):
+    """The same rows with all but one of a modality's tokens made text's."""
+    tower = rows.tower.copy()
+    tower[tower == modality] = 0
+    tower[np.unravel_index(np.flatnonzero(rows.document)[7], tower.shape)] = modality
+    return replace(rows, tower=tower)
+
+
+CASES = {
+    "one modality": ([1.0], 0),
+    "two": ([1.0, 1.0], 0),
+    "three": ([1.0, 1.0, 1.0], 0),
+    "two, latents": ([1.0, 1.0], 4),
+    "three, latents": ([1.0, 1.0, 1.0], 4),
+    "three, one absent": ([1.0, 0.0, 1.0], 0),
+    "three, latents absent": ([1.0, 1.0, 0.0], 4),
+    "three, one token of one": ([1.0, 1.0, 1.0], 0),
+}
+
+
+@pytest.mark.parametrize("norm", ["after", "before"])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_a_plain_loop_over_modalities(case, norm):
+    shares, latent_dim = CASES[case]
+    rows = reference.random_rows(3, 3, 48, shares, VOCABULARY, latent_dim, span=8)
+    if case.endswith("one token of one"):
+        rows = keep_one(rows, 2)
+        assert (rows.tower == 2).sum() == 1
+    config, aim = shape(norm=norm), objective(kind="transfusion" if latent_dim else "chameleon")
+    model, batch = model_of(config, len(shares), latent_dim), reference.grouped(rows, dtype=torch.float64)
+    found = losses(model, batch, aim, reference.counts_of(rows))
+    found.total.backward()
+
+    weights = {name: w.detach().clone().requires_grad_() for name, w in model.named_parameters()}
+    total, sums = reference.plain_losses(weights, config, aim, rows)
+    total.backward()
+    if not latent_dim:
+        hidden_TD = reference.plain_hidden(weights, config, rows).flatten(0, 1)[batch.order_T]
+        torch.testing.assert_close(model(batch), hidden_TD, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.total, total, rtol=1e-10, atol=1e-10)
+    for name, value in sums.items():
+        torch.testing.assert_close(found.sums[name], value.detach(), rtol=1e-10, atol=1e-10)
+    for name, weight in model.named_parameters():
+        expected = weights[name].grad if weights[name].grad is not None else torch.zeros_like(weight)
+        torch.testing.assert_close(weight.grad, expected, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    for tower, count in enumerate(batch.counts):
+        if not count:  # an absent tower gets a zero gradient, not none: parallel wrappers wait for every parameter
+            assert all(not w.grad[tower].any() for n, w in model.named_parameters() if n.startswith("blocks"))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_one_tower_with_norms_before_is_llama(kv_heads):
+    transformers = pytest.importorskip("transformers")
+    config = shape(norm="before", qk_norm=False, ffn=80, kv_heads=kv_heads)
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=80,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            rms_norm_eps=EPS,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+            tie_word_embeddings=False,
+        )
+    )
+    ours = MoT(config, ["text"], VOCABULARY)
+    llama = theirs.model
+    with torch.no_grad():
+        ours.embedding.weight.copy_(llama.embed_tokens.weight)
+        ours.head.weight.copy_(theirs.lm_head.weight)
+        ours.norm[0] = llama.norm.weight
+        for block, layer in zip(ours.blocks, llama.layers, strict=True):
+            attention, mlp = layer.self_attn, layer.mlp
+            block.qkv[0] = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
+            block.out[0] = attention.o_proj.weight
+            block.gate_up[0] = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
+            block.down[0] = mlp.down_proj.weight
+            block.attention_norm[0] = layer.input_layernorm.weight
+            block.ffn_norm[0] = layer.post_attention_layernorm.weight
+    rows = one_document(40)
+    batch = reference.grouped(rows)
+    scores_TV = ours.logits(ours(batch))
+    torch.testing.assert_close(scores_TV, theirs(torch.from_numpy(rows.ids)).logits[0], rtol=1e-5, atol=1e-5)
+    counts = reference.counts_of(rows)
+    loss = losses(ours, batch, objective(z_loss=0.0), counts).total
+    loss.backward()
+    theirs(torch.from_numpy(rows.ids), labels=torch.from_numpy(rows.ids)).loss.backward()
+    torch.testing.assert_close(
+        ours.blocks[0].out.grad[0], llama.layers[0].self_attn.o_proj.weight.grad, rtol=1e-4, atol=1e-5
+    )
+
+
+def one_document(length):
+    rows = reference.random_rows(0, 1, length, [1.0], VOCABULARY, padding=0)
+    ids = rows.ids
+    labels, modality = np.full_like(ids, -100), np.full_like(ids, -1)
+    labels[:, :-1], modality[:, :-1] = ids[:, 1:], 0
+    ones = np.ones_like(ids)
+    return replace(rows, document=ones, position=np.arange(length)[None], labels=labels, modality=modality)
+
+
+def changed(rows, place):
+    """Hidden states in sequence order before and after the id at `place` is changed, and where they differ."""
+    model = model_of(shape(), rows.towers, rows.clean.shape[1] if rows.is_latent.any() else 0)
+    ids, clean = rows.ids.copy(), rows.clean.copy()
+    if rows.is_latent[place]:
+        clean[int(rows.is_latent.reshape(-1)[: np.ravel_multi_index(place, ids.shape)].sum())] += 1.0
+    else:
+        ids[place] = (ids[place] + 1) % VOCABULARY
+    hidden = []
+    for version in (rows, replace(rows, ids=ids, clean=clean)):
+        batch = reference.grouped(version, dtype=torch.float64)
+        hidden_TD = torch.empty(rows.ids.size, 32, dtype=torch.float64)
+        hidden_TD[batch.order_T] = model(batch).detach()
+        hidden.append(hidden_TD)
+    return (hidden[0] != hidden[1]).any(-1).view(rows.ids.shape).numpy()
+
+
+def test_a_change_reaches_later_positions_of_its_own_document_only():
+    rows = reference.random_rows(1, 2, 64, [1.0, 1.0], VOCABULARY, span=6)
+    place = tuple(np.argwhere((rows.document > 0) & (rows.position == 3))[1])
+    differs = changed(rows, place)
+    same = rows.document == rows.document[place]
+    later = np.broadcast_to(np.arange(64) >= place[1], same.shape)
+    assert not differs[~same].any()
+    assert not differs[~later].any()
+    assert differs[same & later].all()
+
+
+def test_a_picture_is_seen_whole_by_its_own_patches():
+    rows = reference.random_rows(2, 2, 64, [1.0, 1.0], VOCABULARY, 4, span=6)
+    sizes = np.bincount(rows.block.reshape(-1))
+    block = int(np.argmax(sizes[1:])) + 1
+    last = tuple(np.argwhere(rows.block == block)[-1])
+    differs = changed(rows, last)
+    assert differs[rows.block == block].all()
+    before = (rows.document == rows.document[last]) & (rows.block != block) & (np.arange(64)[None] < last[1])
+    assert not differs[before].any()
+
+
+def test_short_documents_share_a_segment_and_long_ones_do_not():
+    short = reference.random_rows(4, 2, 200, [1.0, 1.0], VOCABULARY, span=2)
+    long = reference.random_rows(4, 2, 200, [1.0, 1.0], VOCABULARY, span=60)
+    for rows in (short, long):
+        model, batch = model_of(shape(), 2), reference.grouped(rows, dtype=torch.float64)
+        weights = dict(model.named_parameters())
+        expected = reference.plain_hidden(weights, shape(), rows).flatten(0, 1)[batch.order_T]
+        torch.testing.assert_close(model(batch), expected, rtol=0, atol=1e-10)
+
+
+def test_initial_weights_are_a_function_of_the_seed_and_start_near_the_uniform_loss():
+    rows = reference.random_rows(0, 4, 64, [1.0, 1.0], VOCABULARY)
+    for norm in ("after", "before"):
+        first, again, other = (MoT(shape(norm=norm), ["a", "b"], VOCABULARY, seed=s) for s in (1, 1, 2))
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+        assert not torch.equal(first.blocks[0].qkv, other.blocks[0].qkv)
+        counts = reference.counts_of(rows)
+        loss = losses(first, reference.grouped(rows), objective(z_loss=0.0, weights={}), counts).total
+        assert abs(float(loss.detach()) - np.log(VOCABULARY)) < 1.0
+
+
+def test_the_fused_grouped_product_equals_the_loop(monkeypatch):
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        pytest.skip("this torch has no grouped_mm")
+    random = torch.Generator().manual_seed(0)
+    groups = grouped.Groups((5, 0, 11), torch.tensor([5, 5, 16], dtype=torch.int32))
+    x, weight, grad = (torch.randn(*s, generator=random) for s in ((16, 8), (3, 24, 8), (16, 24)))
+    results = []
+    for fused in (False, True):
+        monkeypatch.setattr(grouped, "has_fused_grouped_mm", lambda *_, fused=fused: fused)
+        leaves = [t.clone().requires_grad_() for t in (x, weight)]
+        y = grouped.grouped_linear(*leaves, groups)
+        y.backward(grad)
+        results.append((y, *(leaf.grad for leaf in leaves)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bf16_stays_near_float32():
+    rows = reference.random_rows(0, 2, 64, [1.0, 1.0, 1.0], VOCABULARY, 4)
+    model, batch = MoT(shape(), ["a", "b", "c"], VOCABULARY, 4), reference.grouped(rows)
+    aim, counts = objective(kind="transfusion"), reference.counts_of(rows)
+    exact = losses(model, batch, aim, counts).total.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = losses(model, batch, aim, counts).total
+    rough.backward()
+    assert rough.dtype is torch.float32
+    assert float(rough.detach()) == pytest.approx(float(exact), rel=0.02)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_model_and_objective_need_torch_and_numpy_only():
+    code = (
+        "import sys; sys.path.insert(0, 'trainer/src')\n"
+        "for name in ('pydantic', 'yaml', 'pyarrow', 'xxhash', 'ray'): sys.modules[name] = None\n"
+        "import motet.trainer.model.mot, motet.trainer.model.cache, motet.trainer.objective, motet.trainer.flops\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

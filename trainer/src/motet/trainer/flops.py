@@ -1,0 +1,128 @@
+"""How many parameters, how much arithmetic, and what share of the machine's peak: counted, not profiled.
+
+Profilers count grouped products as nothing, so the numbers come from the shapes, as in facts/mot.md, section 8:
+
+    forward per token = 2 (L (2 D H C + 2 D K C + 3 D F) + V D) + 4 s L H C,    training = 3 x forward
+
+with s the mean number of keys that a position sees: short packed documents make attention cheap, and it is counted so.
+Towers multiply parameters, not arithmetic: each token passes through one.
+
+Letters: D model width, L layers, H heads, K key heads, C head width, F feed-forward width, V vocabulary, G towers.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from .model.mot import feed_forward_width
+
+if TYPE_CHECKING:
+    from .batch import GroupedBatch
+    from .config import ModelConfig
+
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+"""Dense bf16 FLOP/s of GPUs as their makers state them, by a part of the device's name; the first that fits counts."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters: `body` of one tower's matrices in all layers, `embedding` in and out, `gains` of the norms,
+    `latent` of what carries latents in and out; `total` of the model with `towers` towers, `active` what one token uses.
+    """
+
+    body: int
+    embedding: int
+    gains: int
+    latent: int
+    towers: int
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.towers * (self.body + self.gains) + self.embedding + self.latent
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token can meet: those of a dense model of the same shape."""
+        return self.body + self.gains + self.embedding + self.latent
+
+
+def parameters(config: ModelConfig, towers: int, vocabulary: int, latent_dim: int = 0) -> Parameters:
+    """Parameters of a model, by kind."""
+    D, C = config.dim, config.dim // config.heads
+    gains = D + config.layers * (2 * D + (2 * C if config.qk_norm else 0))
+    latent = 2 * D * latent_dim + 2 * (D * D + D) if latent_dim else 0
+    return Parameters(config.layers * _layer(config), 2 * vocabulary * D, gains, latent, towers)
+
+
+def forward_flops(config: ModelConfig, vocabulary: int, keys: float, labels: float = 1.0) -> float:
+    """FLOPs of one token's forward pass.
+
+    Args:
+        config: the model's shapes.
+        vocabulary: V.
+        keys: mean number of keys that a position sees, itself included: (s + 1) / 2 in a causal document of s tokens.
+        labels: share of the tokens that the output head scores.
+    """
+    return (
+        2 * (config.layers * _layer(config) + labels * vocabulary * config.dim) + 4 * keys * config.layers * config.dim
+    )
+
+
+def training_flops(config: ModelConfig, vocabulary: int, keys: float, labels: float = 1.0) -> float:
+    """FLOPs of one token's training: the backward pass costs twice the forward."""
+    return 3 * forward_flops(config, vocabulary, keys, labels)
+
+
+def mean_visible_keys(batch: GroupedBatch) -> float:
+    """Mean number of keys that a position of this batch (on the host) sees: causal within documents, pictures whole."""
+    _, size_b = batch.block_T[batch.block_T > 0].unique(return_counts=True)
+    ahead = (size_b * (size_b - 1)).sum() / 2  # each patch of a picture sees the ones after it too
+    return float((batch.position_T + 1).sum() + ahead) / max(len(batch.position_T), 1)
+
+
+def batch_flops(config: ModelConfig, vocabulary: int, batch: GroupedBatch) -> float:
+    """FLOPs of training on one batch (on the host)."""
+    tokens = len(batch.ids_T)
+    share = len(batch.label_row_M) / max(tokens, 1)
+    return tokens * training_flops(config, vocabulary, mean_visible_keys(batch), share)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A device's best FLOP/s, and where the number comes from, for people."""
+
+    flops: float
+    source: str
+
+
+@cache
+def peak(device: str, dtype: torch.dtype, threads: int) -> Peak | None:
+    """The peak against which utilisation is told: a table for known GPUs, a measured matrix product on a CPU.
+
+    `threads` is only there to measure again when it changes. None for a GPU that the table does not have.
+    """
+    if device != "cpu":
+        name = torch.cuda.get_device_name(device)
+        flops = next((flops for part, flops in PEAKS.items() if part in name), None)
+        return Peak(flops, f"{name}, dense bf16 as its maker states it") if flops else None
+    n, best = 2048, float("inf")
+    a, b = (torch.full((n, n), 0.5, dtype=dtype) for _ in range(2))
+    for _ in range(4):
+        begin = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - begin)
+    kind = str(dtype).removeprefix("torch.")
+    return Peak(2 * n**3 / best, f"measured here: a {n} x {n} {kind} matrix product on {threads} threads")
+
+
+def _layer(config: ModelConfig) -> int:
+    """Parameters in the matrices of one layer of one tower."""
+    D, C = config.dim, config.dim // config.heads
+    heads, kv_heads = config.heads, config.kv_heads or config.heads
+    return 2 * D * heads * C + 2 * D * kv_heads * C + 3 * D * feed_forward_width(config)
