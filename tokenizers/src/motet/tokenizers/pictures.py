@@ -1,0 +1,92 @@
+"""What the picture tokenizers share: bytes -> square RGB picture -> [-1, 1] tensor -> network -> back, in small batches.
+
+A picture's short side is resized to `size` (Lanczos), then its centre is cut out, as Chameleon does (arXiv 2405.09818).
+Shapes: B pictures of a batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from motet.tokenizers import media
+from motet.tokenizers.configuration import UserError
+from motet.tokenizers.contract import Settings, Tokenizer
+
+Item = TypeVar("Item")
+
+
+class PictureSettings(Settings):
+    """Settings of a picture tokenizer over given weights.
+
+    Attributes:
+        path: a folder in the layout of diffusers, or a hub id `owner/name`.
+        subfolder: where in that folder the model is (`vae`, `vqvae`).
+        size: side of the square picture in pixels; None: the `sample_size` that the model's configuration names.
+        batch: pictures encoded at once.
+        threads: threads of torch.
+        max_pixels: larger pictures are refused unread.
+    """
+
+    path: str
+    subfolder: str = ""
+    size: int | None = Field(None, gt=0)
+    batch: int = Field(16, gt=0)
+    threads: int = Field(1, gt=0)
+    max_pixels: int = Field(64_000_000, gt=0)
+
+
+class PictureTokenizer(Tokenizer):
+    """Loads square pictures and dumps PNG; a subclass sets `settings`, `size` (pixels) and `spec`, encodes and decodes."""
+
+    modality = "image"
+    settings: PictureSettings
+    size: int
+
+    def load(self, data: bytes) -> Image.Image:
+        """The centre square of a picture file, `size` x `size` RGB."""
+        return square(media.load_image(data, self.settings.max_pixels), self.size)
+
+    def dump(self, sample: Image.Image) -> bytes:
+        """A PNG file."""
+        return media.dump_png(sample)
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Short side to `size` pixels (Lanczos), then the centre `size` x `size`."""
+    short = min(image.size)
+    if image.size != (size, size):
+        wide, high = (max(size, round(side * size / short)) for side in image.size)
+        image = image.resize((wide, high), Image.Resampling.LANCZOS)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Pictures of one size as x_BCHW, float32 in [-1, 1]."""
+    pixels_BHWC = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return pixels_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+
+
+def to_pixels(x_BCHW: torch.Tensor) -> np.ndarray:
+    """[-1, 1] as uint8 `[B, H, W, C]`; what lies outside is clipped."""
+    pixels = x_BCHW.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive slices of at most `size`."""
+    return (items[at : at + size] for at in range(0, len(items), size))
+
+
+def picture_size(settings: PictureSettings, config: Any, multiple: int) -> int:
+    """Side in pixels from the settings or the model's configuration; a multiple of what one token covers."""
+    size = settings.size or config.sample_size
+    if not isinstance(size, int) or size % multiple:
+        raise UserError(f"{settings.path}: size: {size} is no multiple of the {multiple} pixels of a token; set size")
+    return size
