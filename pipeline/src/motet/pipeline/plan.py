@@ -137,13 +137,15 @@ def _files(entry: Entry, root: Path, files: list[str], samples: int) -> Iterator
 
 def media_of(entry: Entry, line: bytes) -> list[str]:
     """The media files that a JSONL line names: what decides, beside the line itself, what becomes of it."""
+    if entry.format == "text":
+        return []
     try:
         row: Any = json.loads(line)
         if entry.format == "folder":
             names = [row["file_name"]]
         else:
             names = [v for part in row["parts"] for m, v in part.items() if m != "text"] if "parts" in row else []
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # the line will be rejected when it is read
     return [name for name in names if isinstance(name, str)]
 

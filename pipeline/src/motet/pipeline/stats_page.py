@@ -121,7 +121,7 @@ def _figure(draw: Any) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
 

@@ -1,0 +1,89 @@
+"""Real tokenizers and small slices of the bundled corpus: what the pipeline's tests work on."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from motet.pipeline.config import TokenizeConfig
+from motet.tokenizers.configuration import validate
+from motet.tokenizers.registry import find
+
+CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a BPE and a mel-RVQ fitted on a little of the corpus, and a VQ-GAN of random weights."""
+    from diffusers.models import VQModel
+
+    folder = tmp_path_factory.mktemp("tools")
+    texts = [
+        json.loads(line)["text"].encode()
+        for line in (CORPUS / "text/speeches.jsonl").read_text("utf-8").splitlines()[:4]
+    ]
+    find("bpe").fit(texts, folder / "bpe", {"vocabulary": 512})
+    sounds = [file.read_bytes() for file in sorted((CORPUS / "speech/prompts").glob("*.ogg"))[:12]]
+    find("melrvq").fit(sounds, folder / "melrvq", {"size": 32, "codebooks": 2})
+    model = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=64,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    model.save_pretrained(folder / "vqgan")
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A corpus folder: 30 captioned pictures, 10 transcribed recordings, 5 interleaved documents, 4 texts."""
+    folder = tmp_path / "corpus"
+    for part, to, count in (("images/emoji", "pictures", 30), ("speech/prompts", "sounds", 10)):
+        (folder / to).mkdir(parents=True)
+        rows = (CORPUS / part / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        for row in rows:
+            shutil.copy(CORPUS / part / json.loads(row)["file_name"], folder / to)
+        (folder / to / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    names = sorted(p.name for p in (folder / "pictures").glob("*.webp"))
+    documents = [
+        {"id": str(i), "parts": [{"text": f"Number {i}:"}, {"image": f"pictures/{names[i]}"}, {"text": "and so on."}]}
+        for i in range(5)
+    ]
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents), encoding="utf-8")
+    texts = (CORPUS / "text/speeches.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    (folder / "text.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def configure(tools: Path) -> Callable[..., TokenizeConfig]:
+    """A configuration over `corpus`, in partitions of 8 samples; keywords replace fields."""
+
+    def make(**fields: Any) -> TokenizeConfig:
+        data = {
+            "corpus": [
+                {"name": "pictures", "format": "folder", "path": "pictures", "modality": "image"},
+                {"name": "sounds", "format": "folder", "path": "sounds", "modality": "speech"},
+                {"name": "mixed", "format": "interleaved", "path": "mixed.jsonl"},
+                {"name": "text", "format": "text", "path": "text.jsonl"},
+            ],
+            "tokenizers": {
+                "text": {"use": "bpe", "path": str(tools / "bpe")},
+                "image": {"use": "vqgan", "path": str(tools / "vqgan")},
+                "speech": {"use": "melrvq", "path": str(tools / "melrvq")},
+            },
+            "partition_samples": 8,
+            "partition_bytes": 60_000,
+            **fields,
+        }
+        return validate(data, TokenizeConfig, "test")
+
+    return make

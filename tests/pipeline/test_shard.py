@@ -1,0 +1,190 @@
+"""The shard: what was written is what is read, by motet and by every other Arrow reader, and damage is found."""
+
+from pathlib import Path
+
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from motet.pipeline.job import tokenize_corpus
+from motet.pipeline.manifest import Manifest
+from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.verify import strangers, verify
+from motet.tokenizers.contract import TokenizerSpec, Tokens
+
+SPECS = {
+    "image": TokenizerSpec("vae", "image", "continuous", (), 3, 4.0, "image/png", "i"),
+    "speech": TokenizerSpec("rvq", "speech", "discrete", (16, 16), 0, 40.0, "audio/wav", "s"),
+    "text": TokenizerSpec("bpe", "text", "discrete", (70_000,), 0, None, "text/plain", "t"),
+}
+
+
+@st.composite
+def span(draw: st.DrawFn) -> tuple[str, Tokens]:
+    modality = draw(st.sampled_from(sorted(SPECS)))
+    if modality == "text":
+        ids = draw(arrays.arrays(np.int32, st.integers(0, 20), elements=st.integers(0, 69_999)))
+        return modality, Tokens((len(ids),), ids=ids)
+    if modality == "speech":
+        ids = draw(arrays.arrays(np.int32, st.tuples(st.integers(0, 6), st.just(2)), elements=st.integers(0, 15)))
+        return modality, Tokens(ids.shape, ids=ids.ravel())
+    floats = st.floats(-8, 8, width=16)
+    latents = draw(arrays.arrays(np.float16, st.tuples(st.sampled_from([0, 4, 6]), st.just(3)), elements=floats))
+    return modality, Tokens((2, len(latents) // 2), latents=latents)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.lists(span(), max_size=5)), max_size=30))
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, drawn: list) -> None:
+    path = tmp_path_factory.mktemp("shard") / "s.arrow"
+    documents = [Document(sample_id(s, str(i), [b"x"]), s, tuple(spans)) for i, (s, spans) in enumerate(drawn)]
+    writer = ShardWriter(path, ShardHeader(tuple(SPECS), SPECS, "h"), ["a", "b"])
+    for document in documents:
+        writer.write(document)
+    summary = writer.close()
+    assert (summary.rows, summary.bytes) == (len(documents), path.stat().st_size)
+    shard = Shard(path, summary.batch_hashes)
+    assert shard.header.tokenizers == SPECS
+    for wrote, read in zip(documents, shard.documents(), strict=True):
+        assert (wrote.sample_id, wrote.source, len(wrote.spans)) == (read.sample_id, read.source, len(read.spans))
+        for (m, before), (n, after) in zip(wrote.spans, read.spans, strict=True):
+            assert m == n and before.shape == after.shape
+            for x, y in ((before.ids, after.ids), (before.latents, after.latents)):
+                assert (x is None) == (y is None) and (x is None or np.array_equal(x, y))
+
+
+def test_equal_content_shares_half_its_id_and_nothing_else_does() -> None:
+    same = [sample_id(s, p, [b"ab", b"c"]) for s, p in (("x", "1"), ("y", "1"), ("x", "2"))]
+    assert len({i[:8] for i in same}) == 1 and len({i[8:] for i in same}) == 3
+    assert sample_id("x", "1", [b"a", b"bc"])[:8] != same[0][:8], "parts do not run together"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with every kind of span, written by hand from a real distribution of lengths."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "shards").mkdir()
+    random = np.random.default_rng(0)
+    writer = ShardWriter(folder / "shards/a.arrow", ShardHeader(tuple(SPECS), SPECS, "h"), ["a"])
+    tokens = dict.fromkeys(SPECS, 0)
+    for i in range(1200):
+        n = int(random.lognormal(3, 1))
+        spans = (
+            ("text", Tokens((n,), ids=random.integers(0, 70_000, n))),
+            ("image", Tokens((2, 2), latents=random.normal(size=(4, 3)).astype(np.float16))),
+            ("speech", Tokens((n, 2), ids=random.integers(0, 16, 2 * n))),
+        )
+        for modality, span in spans:
+            tokens[modality] += len(span)
+        writer.write(Document(sample_id("a", str(i), [str(i).encode()]), "a", spans))
+    summary = writer.close()
+    from motet.pipeline.manifest import ShardEntry
+
+    entry = ShardEntry(
+        "shards/a.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes, summary.batch_rows,
+        tokens, {}, {}, {}, {}, (),
+    )  # fmt: skip
+    manifest = Manifest(folder, tuple(SPECS), SPECS, "h", ("a",), (entry,), {})
+    (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
+    return folder
+
+
+def test_the_manifest_is_read_as_written(dataset: Path) -> None:
+    manifest = Manifest.load(dataset)
+    assert manifest.to_text() == (dataset / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_every_reader_opens_it(dataset: Path) -> None:
+    import datasets
+    import duckdb
+    import pandas
+    import polars
+
+    path = str(dataset / "shards/a.arrow")
+    total = sum(Manifest.load(dataset).shards[0].tokens[m] for m in ("text", "speech"))
+    mapped = pa.memory_map(path)
+    bare = pa.ipc.open_file(mapped).read_all()
+    frame = pandas.read_feather(path)
+    assert len(frame) == 1200 and frame["tokens"].map(len).sum() == total
+    lazy = polars.scan_ipc(path).collect()
+    assert lazy.height == 1200 and lazy["tokens"].list.len().sum() == total
+    codes = bare.drop_columns(["latents"])  # DuckDB knows no half floats; shards of codes it reads whole
+    assert duckdb.sql("select sum(len(tokens)) from codes").fetchone() == (total,)
+    rows = datasets.Dataset(bare)
+    assert len(rows) == 1200 and sum(map(len, rows["tokens"])) == total
+
+
+def test_tokens_are_views_of_the_mapped_file(dataset: Path) -> None:
+    with pa.memory_map(str(dataset / "shards/a.arrow")) as mapped:
+        whole = mapped.read_buffer()
+        start, end = whole.address, whole.address + whole.size
+        batch = pa.ipc.open_file(mapped).get_batch(0)
+        for name in ("tokens", "span_end", "latents"):
+            buffers = [b for b in batch.column(name).buffers() if b is not None]
+            assert buffers and all(start <= b.address and b.address + b.size <= end for b in buffers)
+    shard = Shard(dataset / "shards/a.arrow")
+    document = next(shard.documents())
+    for _, tokens in document.spans:
+        values = tokens.ids if tokens.ids is not None else tokens.latents
+        assert not values.flags.owndata and not values.flags.writeable
+
+
+def test_every_flipped_bit_is_found(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    manifest = Manifest.load(dataset)
+    (tmp_path / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
+    raw = (dataset / "shards/a.arrow").read_bytes()
+    copy, random = tmp_path / "shards/a.arrow", np.random.default_rng(1)
+    spots = [*random.integers(0, len(raw), 60).tolist(), 0, 9, len(raw) - 1, len(raw) - 20]
+    for at in spots:
+        damaged = bytearray(raw)
+        damaged[at] ^= 1 << int(random.integers(8))
+        copy.write_bytes(damaged)
+        ((_, problems),) = verify(Manifest.load(tmp_path))
+        assert problems and all("shards/a.arrow" in problem for problem in problems), at
+    copy.write_bytes(raw[:-1000])
+    assert [p for _, problems in verify(Manifest.load(tmp_path)) for p in problems]
+    copy.unlink()
+    assert next(verify(Manifest.load(tmp_path)))[1] == ["shards/a.arrow: is missing"]
+    copy.write_bytes(raw)
+    (tmp_path / "shards/b.arrow").write_bytes(raw)
+    assert next(verify(Manifest.load(tmp_path)))[1] == [] and strangers(manifest) == []
+    assert strangers(Manifest.load(tmp_path)) == ["shards/b.arrow"]
+
+
+def test_a_reader_refuses_a_damaged_record_batch(dataset: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(dataset)
+    raw = bytearray((dataset / "shards/a.arrow").read_bytes())
+    batch = pa.ipc.open_file(pa.memory_map(str(dataset / "shards/a.arrow"))).get_batch(1)
+    tokens = batch.column("tokens").values.buffers()[1].to_pybytes()
+    raw[raw.index(tokens[:64]) + 30] ^= 4
+    (tmp_path / "a.arrow").write_bytes(raw)
+    shard = Shard(tmp_path / "a.arrow", manifest.shards[0].batch_hashes)
+    shard.batch(0)
+    with pytest.raises(DamagedShard, match="record batch 1 is damaged"):
+        shard.batch(1)
+
+
+def test_verify_finds_wrong_ids_and_broken_spans(tmp_path: Path) -> None:
+    header = ShardHeader(tuple(SPECS), SPECS, "h")
+    wrong = [
+        (("speech", Tokens((1, 2), ids=np.array([3, 16]))), "codebook 1, is 16"),
+        (("speech", Tokens((3, 2), ids=np.array([1, 2]))), "2 ids for 6 discrete tokens"),
+        (("image", Tokens((1, 1), latents=np.array([[np.nan, 0, 0]], np.float16))), "not a finite number"),
+    ]
+    from motet.pipeline.verify import _batch
+
+    for i, (one, message) in enumerate(wrong):
+        writer = ShardWriter(tmp_path / f"{i}.arrow", header, ["a"])
+        writer.write(Document(bytes(16), "a", (one,)))
+        writer.close()
+        shard = Shard(tmp_path / f"{i}.arrow")
+        assert any(message in problem for problem in _batch(shard.batch(0), shard)), message
+
+
+def test_a_tokenized_corpus_is_sound(corpus: Path, configure, tmp_path: Path) -> None:
+    manifest = tokenize_corpus(configure(), corpus, tmp_path / "out").manifest
+    assert [problem for _, problems in verify(manifest) for problem in problems] == []
