@@ -106,9 +106,6 @@ class Run:
         batches = heldout_batches(self.unseen, self.vocabulary, self.towers, data, rows, noise_steps, limit)
         return means(self.losses, heldout_tally(self.model, batches, self.config.objective, self.losses))
 
-    def mfu(self, seconds: float) -> float | None:
-        return None
-
     def _restore(self, saved: Path) -> None:
         state = checkpoint.read_state(saved)
         if state.fingerprint != self.stream.fingerprint:

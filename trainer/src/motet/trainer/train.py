@@ -18,27 +18,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from motet.pipeline.shard import DamagedShard
 from motet.tokenizers.configuration import UserError
 
 from .batch import GroupedBatch
 from .config import TrainConfig
 from .evaluate import means
+from .flops import batch_flops, peak
 from .folder import claimed
 from .metrics import MetricsLog, Row, hash_of_rows, wrapped
 from .objective import losses
 from .optimizer import gradient_norm, learning_rate, set_learning_rate
+from .parallel import add_up, in_parallel, reducing, together
 from .run import Run
+
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def train(
     """
     out = Path(out)
     with ExitStack() as stack:
-        with _together(world):
+        with together(world):
             if rank == 0:
                 stack.enter_context(claimed(out, config))
             run = Run.open(config, out)
@@ -100,15 +101,17 @@ def _loop(
     signals: list[int],
     on_step: Callable[[Row], None] | None,
 ) -> None:
-    config, began = run.config, time.perf_counter()
-    model = _in_parallel(run.model, world)
+    config, device = run.config, run.device
+    model = in_parallel(run.model, world)
+    best = peak(str(device), PRECISION[config.precision], run.threads) if metrics else None
+    began = time.perf_counter()
     for work in _ahead(lambda step: _read(run, step, rank, world), run.step, config.steps):
         rate = learning_rate(run.step, config.steps, config.optimizer)
         tally, norm = _learn(run, model, work, rate)
 
-        loss, *tally_2K = _add_up(tally, world).tolist()
-        host = torch.tensor([work.hash, work.tokens, len(signals)], device=run.device)
-        batch, tokens, stop = _add_up(host, world).tolist()
+        loss, *tally_2K = add_up(tally, world).tolist()
+        host = torch.tensor([work.hash, work.tokens, work.flops, len(signals)], device=device)
+        batch, tokens, flops, stop = add_up(host, world).tolist()
         _check_finite(run, loss, norm.item())
         run.step, run.tokens = run.step + 1, run.tokens + tokens
         seconds = time.perf_counter() - began
@@ -124,7 +127,7 @@ def _loop(
                 "batch": f"{batch % (1 << 64):016x}",
                 "seconds": round(seconds, 6),
                 "tokens_per_second": round(tokens / seconds, 1),
-                "mfu": run.mfu(seconds),
+                "mfu": flops / (best.flops * world * seconds) if best else None,
             }
             if config.evaluate_every and run.step % config.evaluate_every == 0:
                 row["heldout"] = run.heldout()
@@ -141,7 +144,7 @@ def _loop(
 
 @dataclass(frozen=True)
 class _Work:
-    """What one rank does at one step: its micro-batches, its tokens (without padding), the hash of its rows.
+    """What one rank does at one step: its micro-batches, their tokens (without padding), FLOPs, and hash of rows.
 
     `counts` are those of the whole global batch.
     """
@@ -149,6 +152,7 @@ class _Work:
     batches: list[GroupedBatch]
     counts: dict[str, int]
     tokens: int
+    flops: int
     hash: int
 
 
@@ -158,15 +162,17 @@ def _read(run: Run, step: int, rank: int, world: int) -> _Work:
     first_rows = range(rank, run.config.rows, world * micro_rows)
     hashes = [hash_of_rows(batch, first, world) for batch, first in zip(batches, first_rows, strict=True)]
     tokens = sum(int((batch.document_T > 0).sum()) for batch in batches)
-    return _Work(batches, run.stream.counts(step), tokens, wrapped(sum(hashes)))
+    flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch) for batch in batches)
+    return _Work(batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)))
 
 
 def _learn(run: Run, model: nn.Module, work: _Work, rate: float) -> tuple[Tensor, Tensor]:
     """One optimizer step; (float64 [total, sums, counts] of this rank's losses, norm of the gradient), on the device."""
-    names, tally = run.losses, torch.zeros(1 + 2 * len(run.losses), dtype=torch.float64, device=run.device)
+    names, dtype = run.losses, PRECISION[run.config.precision]
+    tally = torch.zeros(1 + 2 * len(run.losses), dtype=torch.float64, device=run.device)
     for i, batch in enumerate(work.batches):
-        with _reducing(model, i == len(work.batches) - 1):
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == "bfloat16"):
+        with reducing(model, i == len(work.batches) - 1):
+            with torch.autocast(run.device.type, dtype, enabled=dtype is not torch.float32):
                 found = losses(model, batch.to(run.device), run.config.objective, work.counts)
             found.total.backward()
         terms = [found.total.detach(), *(each[name] for each in (found.sums, found.counts) for name in names)]
@@ -195,53 +201,6 @@ def _check_finite(run: Run, loss: float, norm: float) -> None:
             f"optimizer.lr: loss {loss} and gradient norm {norm} at step {run.step} are not finite: training diverged; "
             f"lower the rate or raise the warmup, and choose another --out"
         )
-
-
-# Several processes.
-
-
-@contextmanager
-def _together(world: int) -> Iterator[None]:
-    """What is refused on one rank is refused on all, so that none waits for another that is gone."""
-    refusal: Exception | None = None
-    try:
-        yield
-    except (UserError, DamagedShard) as error:
-        refusal = error
-    refusals = int(_add_up(torch.tensor(int(refusal is not None)), world))
-    if refusal:
-        raise refusal
-    if refusals:
-        raise UserError("another worker refused to train; its message says why")
-
-
-def _in_parallel(model: nn.Module, world: int) -> nn.Module:
-    """`model`, its gradients added up over all ranks in the backward pass."""
-    if world == 1:
-        return model
-    parallel = DistributedDataParallel(model)
-    parallel.register_comm_hook(None, _sum_gradients)
-    return parallel
-
-
-def _sum_gradients(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
-
-
-def _reducing(model: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Ranks exchange gradients at the last micro-batch of a step only."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-
-
-def _add_up(values: Tensor, world: int) -> Tensor:
-    """The sum over ranks; int64 wraps round."""
-    if world > 1:
-        dist.all_reduce(values)
-    return values
-
-
-# This process.
 
 
 @contextmanager

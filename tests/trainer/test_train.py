@@ -1,0 +1,251 @@
+"""A run from its configuration to its folder: what it learns, what it writes, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from motet.pipeline.shard import DamagedShard
+from motet.tokenizers.configuration import UserError, dump_config
+from motet.trainer import metrics
+from motet.trainer.checkpoint import latest, open_model
+from motet.trainer.config import TrainConfig, load
+from motet.trainer.corpus import Corpus
+from motet.trainer.launch import launch
+from motet.trainer.optimizer import adamw, learning_rate
+from motet.trainer.plan import Plan
+from motet.trainer.train import train
+
+PARALLEL = """
+import sys, torch.distributed as dist
+from motet.trainer.config import load
+from motet.trainer.train import train
+config, out, meeting, rank = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
+train(load(config), out, int(rank), 2)
+"""
+
+
+def rows_of(out) -> list[dict]:
+    return list(metrics.read(Path(out)))
+
+
+def learnt(out) -> list[dict]:
+    """The rows without what the clock says."""
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "mfu")} for row in rows_of(out)]
+
+
+def average(rows: list[dict], name: str) -> float:
+    values = [row["losses"][name] for row in rows if row["losses"][name] is not None]
+    return sum(values) / len(values)
+
+
+def test_next_token_losses_fall(train_config, tmp_path):
+    config = train_config(steps=60, evaluate_every=30)
+    summary = train(config, tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    assert summary["finished"] and [row["step"] for row in rows] == list(range(60))
+    for name in ("text", "speech"):
+        assert average(rows[-10:], name) < average(rows[:5], name) - 0.5
+    assert rows[59]["heldout"]["text"] < rows[29]["heldout"]["text"]
+
+
+def test_next_token_and_diffusion_losses_fall(train_config, dataset, tmp_path):
+    config = train_config(
+        steps=60, data={"paths": [dataset], "caption_first": 0.7}, objective={"kind": "transfusion"}
+    )
+    train(config, tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    assert average(rows[-10:], "text") < average(rows[:5], "text") - 0.5
+    assert average(rows[-15:], "diffusion") < 0.7 * average(rows[:10], "diffusion")
+
+
+def test_a_row_tells_what_the_step_did(train_config, tmp_path):
+    config = train_config(steps=4)
+    seen = []
+    train(config, tmp_path / "run", on_step=seen.append)
+    rows = rows_of(tmp_path / "run")
+    assert rows == seen
+    plan = Plan(Corpus.open(config.data.paths, "train", config.data.holdout), config.data, config.rows, config.seed)
+    tokens = [sum(p.end - p.begin for row in plan.rows_of(step) for p in row) for step in range(4)]
+    assert [row["tokens"] for row in rows] == [sum(tokens[: i + 1]) for i in range(4)]
+    assert [row["lr"] for row in rows] == [learning_rate(i, 4, config.optimizer) for i in range(4)]
+    assert len({row["batch"] for row in rows}) == 4
+    assert all(row["tokens_per_second"] > 0 and row["grad_norm"] > 0 for row in rows)
+    assert load(tmp_path / "run" / "train.yaml") == config
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_micro_batches_add_up_to_the_global_batch(train_config, tmp_path):
+    runs = {}
+    for micro_rows in (1, 2, 4):
+        train(train_config(steps=6, micro_rows=micro_rows), tmp_path / str(micro_rows))
+        runs[micro_rows] = rows_of(tmp_path / str(micro_rows))
+    for other in (1, 2):
+        for a, b in zip(runs[4], runs[other], strict=True):
+            assert a["batch"] == b["batch"]
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_two_processes_share_each_global_batch(train_config, tmp_path):
+    config = train_config(steps=6, micro_rows=1)
+    train(config, tmp_path / "one")
+    (tmp_path / "train.yaml").write_text(dump_config(config))
+    arguments = [sys.executable, "-c", PARALLEL, str(tmp_path / "train.yaml"), str(tmp_path / "two")]
+    ranks = [subprocess.Popen([*arguments, str(tmp_path / "meeting"), str(rank)]) for rank in range(2)]
+    assert [process.wait() for process in ranks] == [0, 0]
+    for a, b in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        assert (a["batch"], a["tokens"]) == (b["batch"], b["tokens"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_a_finished_run_says_so_and_does_nothing(train_config, tmp_path, capsys):
+    launch(train_config(steps=3), tmp_path / "run")
+    files = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    summary = launch(train_config(steps=3), tmp_path / "run")
+    assert summary["finished"] and summary["resumed_from"] == 3
+    assert "finished, all 3 steps: nothing to do" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == files
+
+
+def test_progress_is_plain_lines_in_a_log(train_config, tmp_path, capsys):
+    launch(train_config(steps=3), tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("step 1/3: text ") and lines[-1].startswith("step 3/3: text ")
+    assert all("\r" not in line and "speech" in line and "tokens/s" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"optimizer": {"lr": 0.1}}, "optimizer.lr: the run in this folder has 0.003, the configuration asks for 0.1"),
+        ({"steps": 5}, "steps: the run in this folder has 3"),
+        ({"data": {"holdout": 0.2}}, "data.holdout"),
+        ({"model": {"towers": {"speech": "text"}}}, "model.towers.speech"),
+    ],
+)
+def test_a_folder_belongs_to_one_configuration(train_config, tmp_path, change, told):
+    train(train_config(steps=3), tmp_path / "run")
+    with pytest.raises(UserError, match="choose another --out") as error:
+        train(train_config(**{"steps": 3, **change}), tmp_path / "run")
+    assert told in str(error.value)
+
+
+def test_other_folders_are_left_alone(train_config, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds thesis\.tex, but no training run"):
+        train(train_config(), tmp_path / "mine")
+    with pytest.raises(UserError, match="is a file"):
+        train(train_config(), tmp_path / "mine" / "thesis.tex")
+    with pytest.raises(UserError, match="cannot be written"):
+        train(train_config(), "/proc/run")
+
+
+def test_one_process_trains_in_a_folder(train_config, tmp_path):
+    def again(row):
+        with pytest.raises(UserError, match="another process is training here"):
+            train(train_config(steps=1), tmp_path / "run")
+
+    train(train_config(steps=1), tmp_path / "run", on_step=again)
+
+
+@pytest.mark.parametrize("which", ["chameleon", "transfusion", "weights", "towers", "nothing"])
+def test_objective_and_data_must_fit(train_config, dataset, tmp_path, which):
+    config, told = {
+        "chameleon": (train_config(data={"paths": [dataset]}), "image is given as latents; use transfusion"),
+        "transfusion": (train_config(objective={"kind": "transfusion"}), "the data has none; use chameleon"),
+        "weights": (train_config(objective={"weights": {"image": 2}}), "objective.weights: image: the data has no such"),
+        "towers": (train_config(model={"towers": {"image": "text"}}), "model.towers: image: the data has no such"),
+        "nothing": (train_config(data={"paths": [str(tmp_path)]}), str(tmp_path)),
+    }[which]
+    with pytest.raises(UserError) as error:
+        train(config, tmp_path / "run")
+    assert told in str(error.value)
+
+
+def test_a_flipped_byte_in_a_shard_is_refused_by_name(train_config, documents, write_dataset, tmp_path):
+    root = Path(write_dataset(documents))
+    shard = sorted(root.glob("shards/speeches-*"))[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    config = train_config(data={"paths": [str(root)]}, objective={"kind": "transfusion"})
+    with pytest.raises(DamagedShard, match=shard.name):
+        train(config, tmp_path / "run")
+
+
+def test_divergence_is_told_and_not_saved(train_config, tmp_path):
+    config = train_config(optimizer={"lr": 1e30, "warmup": 0, "clip": None}, checkpoint_every=1)
+    with pytest.raises(UserError, match="diverged; lower the rate"):
+        train(config, tmp_path / "run")
+    for row in rows_of(tmp_path / "run"):
+        assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(train_config, tmp_path, number):
+    config = train_config(steps=12, checkpoint_every=1000)
+    out = tmp_path / "run"
+    said = []
+    summary = train(
+        config,
+        out,
+        on_step=lambda row: os.kill(os.getpid(), number) if row["step"] == 4 else None,
+        say=said.append,
+    )
+    assert not summary["finished"] and 5 <= summary["step"] < 12
+    assert said[-1] == f"stopped and saved after step {summary['step']} of 12; the same command goes on from there"
+    assert latest(out).name == f"step-{summary['step']:06d}"
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    train(config, out)
+    train(config, tmp_path / "undisturbed")
+    assert learnt(out) == learnt(tmp_path / "undisturbed")
+
+
+def test_the_learning_rate_climbs_and_falls(train_config):
+    optimizer = train_config(optimizer={"lr": 1.0, "warmup": 4, "final": 0.1}).optimizer
+    rates = [learning_rate(step, 20, optimizer) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[4:] == sorted(rates[4:], reverse=True) and rates[19] == pytest.approx(0.1)
+    linear = optimizer.model_copy(update={"schedule": "linear"})
+    assert learning_rate(12, 21, linear) == pytest.approx(0.55)
+    constant = optimizer.model_copy(update={"schedule": "constant"})
+    assert {learning_rate(step, 20, constant) for step in range(4, 20)} == {1.0}
+
+
+def test_only_matrices_decay(train_config, tmp_path):
+    config = train_config(steps=1)
+    train(config, tmp_path / "run")
+    model = open_model(tmp_path / "run").model
+    decayed, kept = adamw(model, config.optimizer).param_groups
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    assert {names[id(w)].split(".")[-1] for w in decayed["params"]} == {"qkv", "out", "gate_up", "down", "weight"}
+    assert "head.weight" in {names[id(w)] for w in decayed["params"]}
+    assert all("norm" in names[id(w)] or names[id(w)] == "embedding.weight" for w in kept["params"])
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_the_curves_are_a_picture(train_config, tmp_path):
+    train(train_config(steps=4, evaluate_every=2), tmp_path / "run")
+    svg = metrics.curves(tmp_path / "run").read_text()
+    assert "<svg" in svg and svg.count('id="axes_') == 2
+
+
+def test_bfloat16_products(train_config, tmp_path):
+    train(train_config(steps=4, precision="bfloat16"), tmp_path / "bf16")
+    train(train_config(steps=4), tmp_path / "float32")
+    for a, b in zip(rows_of(tmp_path / "bf16"), rows_of(tmp_path / "float32"), strict=True):
+        assert a["loss"] != b["loss"] and a["loss"] == pytest.approx(b["loss"], rel=0.02)
+    assert all(w.dtype is torch.float32 for w in open_model(tmp_path / "bf16").model.parameters())

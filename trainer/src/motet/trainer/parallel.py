@@ -1,0 +1,63 @@
+"""Several processes as one trainer: what they agree on, and how their sums become one.
+
+    rank's gradients, losses, counts --all-reduce (sum)--> the global batch's, equal on every rank
+
+With one process, everything here does nothing. Annotations are evaluated (no `from __future__`), because torch compares
+those of a communication hook.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from motet.pipeline.shard import DamagedShard
+from motet.tokenizers.configuration import UserError
+
+
+@contextmanager
+def together(world: int) -> Iterator[None]:
+    """What is refused on one rank is refused on all, so that none waits for another that is gone."""
+    refusal: Exception | None = None
+    try:
+        yield
+    except (UserError, DamagedShard) as error:
+        refusal = error
+    refusals = int(add_up(torch.tensor(int(refusal is not None), device=_device()), world))
+    if refusal:
+        raise refusal
+    if refusals:
+        raise UserError("another worker refused to train; its message says why")
+
+
+def in_parallel(model: nn.Module, world: int) -> nn.Module:
+    """`model`, its gradients added up over all ranks in the backward pass; the model itself if there is one rank."""
+    if world == 1:
+        return model
+    parallel = DistributedDataParallel(model)
+    parallel.register_comm_hook(None, _sum_gradients)  # it would average
+    return parallel
+
+
+def reducing(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Ranks exchange gradients in the backward pass of a step's last micro-batch only."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def add_up(values: Tensor, world: int) -> Tensor:
+    """The sum over ranks, in place; int64 wraps round."""
+    if world > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def _sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
