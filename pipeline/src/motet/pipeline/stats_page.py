@@ -70,7 +70,7 @@ def _by_source(axes: Axes, stats: Statistics) -> None:
         left += counts
     axes.invert_yaxis()
     axes.set_xlabel("tokens")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _lengths(axes: Axes, histograms: Mapping[str, Mapping[int, int]]) -> None:
@@ -82,7 +82,7 @@ def _lengths(axes: Axes, histograms: Mapping[str, Mapping[int, int]]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("tokens")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _packing(axes: Axes, stats: Statistics) -> None:
@@ -103,7 +103,7 @@ def _use(axes: Axes, stats: Statistics) -> None:
     axes.set_yticks(place, names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15)
-    axes.legend(frameon=False, loc="lower right")
+    _legend(axes)
 
 
 def _rejects(axes: Axes, stats: Statistics) -> None:
@@ -111,6 +111,11 @@ def _rejects(axes: Axes, stats: Statistics) -> None:
     axes.bar_label(bars)
     axes.invert_yaxis()
     axes.set_xlabel("samples")
+
+
+def _legend(axes: Axes) -> None:
+    """Above the plot, where it hides no data."""
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=6)
 
 
 def _figure(draw: Any) -> str:
