@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from motet.tokenizers import registry
+from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens
 
 FLIPS = 1e-3  # share of ids that rounding in another batch may change
@@ -77,7 +78,7 @@ def check(
         make_elsewhere: builds it from a copy of its files in another place; `make` if it has no files.
     """
     if len(samples) < 2:
-        raise ValueError("the kit needs at least two samples, to see whether they influence each other")
+        raise UserError("samples: the kit needs at least two, to see whether they influence each other")
     one, other = make(), (make_elsewhere or make)()
     exam = _Exam(one, other, samples)
     return Report(one.spec, tuple(exam.run()))

@@ -7,8 +7,7 @@ alone: its frames depend on nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -129,14 +128,3 @@ def frames_of_files(files: Sequence[bytes], mel: LogMel) -> tuple[list[torch.Ten
         except BadSample:
             skipped += 1
     return frames, skipped
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Run torch with this many threads inside the block: sums may differ in their last bits with another number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

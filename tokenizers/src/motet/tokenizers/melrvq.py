@@ -22,7 +22,8 @@ from motet.tokenizers.contract import Tokenizer, TokenizerSpec, Tokens, Waveform
 from motet.tokenizers.fitted import load_fitted, save_fitted
 from motet.tokenizers.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.media import dump_wav, load_speech
-from motet.tokenizers.mel import LogMel, MelConfig, frames_of_files, torch_threads
+from motet.tokenizers.mel import LogMel, MelConfig, frames_of_files
+from motet.tokenizers.torch_models import running
 
 
 class MelRVQ(Tokenizer):
@@ -85,12 +86,12 @@ class MelRVQ(Tokenizer):
 
     def encode(self, samples: Sequence[Waveform]) -> list[Tokens]:
         """Codes of each sound, shape `(frames, codebooks)`; each is encoded alone."""
-        with torch_threads(self._settings.threads), torch.inference_mode():
+        with running(self._settings.threads):
             return [self._tokens(self._mel.frames(sample)) for sample in samples]
 
     def decode(self, tokens: Sequence[Tokens]) -> list[Waveform]:
         """Sounds with the frames that the codes name."""
-        with torch_threads(self._settings.threads), torch.inference_mode():
+        with running(self._settings.threads):
             return [self._mel.sound(self._frames(each)) for each in tokens]
 
     def dump(self, sample: Waveform) -> bytes:
@@ -108,7 +109,7 @@ class MelRVQ(Tokenizer):
         options = validate(settings, cls.Fit, "fit melrvq")
         config = MelConfig(**options.model_dump(include=set(MelConfig.model_fields)))
         start = time.perf_counter()
-        with torch_threads(1), torch.inference_mode():
+        with running(1):
             frames, skipped = frames_of_files(samples, LogMel(config))
             if not frames:
                 raise UserError("fit melrvq: samples: none of them is a sound file")

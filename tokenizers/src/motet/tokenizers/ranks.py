@@ -80,8 +80,8 @@ class Ranks:
         encoding = tiktoken.Encoding("motet", pat_str=self.pattern, mergeable_ranks=dict(self.ranks), special_tokens={})
         ids = self.ids
         if ids is None:
-            return lambda text: np.array(encoding.encode_ordinary(text), np.int32)
-        return lambda text: ids[encoding.encode_ordinary(text)]
+            return lambda text: np.fromiter(encoding.encode_ordinary(text), np.int32)
+        return lambda text: ids.take(encoding.encode_ordinary(text))
 
 
 def too_blank(text: str) -> bool:

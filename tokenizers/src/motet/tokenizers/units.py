@@ -24,7 +24,8 @@ from motet.tokenizers.contract import Tokenizer, TokenizerSpec, Tokens, Waveform
 from motet.tokenizers.fitted import load_fitted, save_fitted
 from motet.tokenizers.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.media import dump_wav, load_speech
-from motet.tokenizers.mel import LogMel, MelConfig, frames_of_files, torch_threads
+from motet.tokenizers.mel import LogMel, MelConfig, frames_of_files
+from motet.tokenizers.torch_models import running
 
 
 class UnitsConfig(MelConfig):
@@ -106,12 +107,12 @@ class Units(Tokenizer):
 
     def encode(self, samples: Sequence[Waveform]) -> list[Tokens]:
         """Units of each sound, shape `(n, 1)`; each is encoded alone."""
-        with torch_threads(self._settings.threads), torch.inference_mode():
+        with running(self._settings.threads):
             return [self._tokens(self._mel.frames(sample)) for sample in samples]
 
     def decode(self, tokens: Sequence[Tokens]) -> list[Waveform]:
         """Sounds in which each unit lasts as long as it does on average: a whisper of the original, one voice for all."""
-        with torch_threads(self._settings.threads), torch.inference_mode():
+        with running(self._settings.threads):
             return [self._mel.sound(self._expanded(each)) for each in tokens]
 
     def dump(self, sample: Waveform) -> bytes:
@@ -130,7 +131,7 @@ class Units(Tokenizer):
         config = UnitsConfig(**options.model_dump(include=set(UnitsConfig.model_fields)))
         features = Features(config)
         start = time.perf_counter()
-        with torch_threads(1), torch.inference_mode():
+        with running(1):
             frames, skipped = frames_of_files(samples, LogMel(config))
             if not frames:
                 raise UserError("fit units: samples: none of them is a sound file")
