@@ -51,7 +51,7 @@ class EnCodec(Tokenizer):
             path: a file of weights, a folder that holds `model.safetensors`, or a hub id `owner/name`.
             bandwidth: kbit/s, one of 1.5, 3, 6, 12, 24: that is 2, 4, 8, 16 or 32 codebooks.
             threads: threads of torch.
-            max_seconds: longer sound is refused: the network takes it whole, about 13 MB a second.
+            max_seconds: longer sound is refused: the network takes it whole, about 16 MB a second.
         """
 
         path: str

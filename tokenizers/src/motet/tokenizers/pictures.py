@@ -18,6 +18,7 @@ from motet.tokenizers import media
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import Settings, Tokenizer
 
+LONGEST = 16  # times as long as wide: a picture that is resized as a whole
 Item = TypeVar("Item")
 
 
@@ -58,12 +59,19 @@ class PictureTokenizer(Tokenizer):
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Short side to `size` pixels (Lanczos), then the centre `size` x `size`."""
+    """Short side to `size` pixels (Lanczos), then the centre `size` x `size`.
+
+    Of very long pictures only the centre is resized: the same within rounding, where all of it might fill the memory.
+    """
     short = min(image.size)
-    if image.size != (size, size):
-        wide, high = (max(size, round(side * size / short)) for side in image.size)
+    wide, high = (max(size, round(side * size / short)) for side in image.size)
+    left, top = (wide - size) // 2, (high - size) // 2
+    if max(wide, high) > LONGEST * size:
+        across, down = image.width / wide, image.height / high
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    if image.size != (wide, high):
         image = image.resize((wide, high), Image.Resampling.LANCZOS)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
