@@ -1,0 +1,1 @@
+"""Time series for motet, a plug-in: see `series`."""
