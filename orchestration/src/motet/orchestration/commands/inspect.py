@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -65,16 +66,21 @@ def verify(
 
     Example: `motet verify tokens`
     """
-    from tqdm import tqdm
-
     from motet.pipeline.manifest import Manifest
+    from motet.pipeline.progress import shown
     from motet.pipeline.verify import strangers
     from motet.pipeline.verify import verify as check
 
     manifest = Manifest.load(dataset)
-    problems = []
-    for _, found in tqdm(check(manifest), total=len(manifest.shards), unit="shard", desc="verify", leave=False):
-        problems += found
+    problems: list[str] = []
+
+    def checked() -> Iterator[int]:
+        for entry, found in check(manifest):
+            problems.extend(found)
+            yield entry.bytes
+
+    for _ in shown(checked(), sum(entry.bytes for entry in manifest.shards), "B", "verify"):
+        pass
     others = strangers(manifest)
     if as_json:
         typer.echo(json.dumps({"shards": len(manifest.shards), "problems": problems, "strangers": others}))

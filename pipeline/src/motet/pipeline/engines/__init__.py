@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
+from motet.pipeline.progress import shown
 from motet.pipeline.task import Task
 from motet.pipeline.work import Work
 from motet.tokenizers.configuration import UserError
@@ -23,13 +22,12 @@ def run_all(work: Work, tasks: Sequence[Task], engine: str, workers: int, addres
 
         done = run(work, tasks, workers)
     elif engine == "ray":
-        from motet.pipeline.engines.ray import run as run_on_ray
-
+        try:
+            from motet.pipeline.engines.ray import run as run_on_ray
+        except ImportError as error:
+            raise UserError(f"--engine ray: {error}; install motet-pipeline[ray]") from None
         done = run_on_ray(work, tasks, workers, address)
     else:
         raise UserError(f"--engine {engine}: there are 'local' and 'ray'")
-    with tqdm(
-        total=sum(t.partition.size for t in tasks), unit="B", unit_scale=True, desc="tokenize", mininterval=0.5
-    ) as bar:
-        for size in done:
-            bar.update(size)
+    for _ in shown(done, sum(task.partition.size for task in tasks), "B", "tokenize"):
+        pass

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -40,7 +43,17 @@ def run(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[int]:
 
 def _start(work: Work) -> None:
     global _worker
+    threading.Thread(target=_leave_with_driver, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's: it lets workers finish what they are at
     _worker = work.start()
+
+
+def _leave_with_driver() -> None:
+    """A killed driver cannot stop its workers; they would wait for work for ever."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
 
 
 def _do(task: Task) -> int:
