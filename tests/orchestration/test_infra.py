@@ -1,7 +1,6 @@
 """Container files and KubeRay manifests: fields, commands and configurations are ones that exist."""
 
 import copy
-
 import json
 import re
 import shlex

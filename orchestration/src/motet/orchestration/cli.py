@@ -63,7 +63,7 @@ def main() -> None:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="motet", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
         _fail("interrupted; what was committed is kept, and the same command goes on from there", 130)
@@ -72,10 +72,12 @@ def main() -> None:
             raise
         if isinstance(error, UserError):
             _fail(str(error), 2)
-        show = getattr(error, "show", None)
-        if show is not None:  # Typer's own: a wrong option or verb
-            show()
-            sys.exit(2)
+        told = getattr(error, "format_message", None)  # Typer's own: a wrong verb or option
+        if told is not None:
+            where = getattr(getattr(error, "ctx", None), "command_path", "motet")
+            if not told():  # nothing was asked, and the help has been shown
+                sys.exit(2)
+            _fail(f"{told()} (`{where} --help` shows what there is)", 2)
         known = type(error).__module__.startswith("motet.")
         _fail(str(error) if known else f"{type(error).__name__}: {error} (`motet --debug ...` shows where)", 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,7 +12,7 @@ import typer
 def tokenize(
     config: Annotated[Path, typer.Argument(help="YAML file: corpus, tokenizers, limits.")],
     out: Annotated[Path, typer.Option(help="Folder of the token dataset.")],
-    engine: Annotated[str, typer.Option(help="Who does the work: `local` or `ray`.")] = "local",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Who does the work.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Processes or Ray actors.")] = 1,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster (`auto`, `ray://host:10001`); none starts one here.")
