@@ -15,19 +15,7 @@ from PIL import Image, ImageOps
 from motet.tokenizers.contract import BadSample, Waveform
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-SOUND_SIGNATURES = (
-    b"RIFF",
-    b"RF64",
-    b"fLaC",
-    b"OggS",
-    b"FORM",
-    b".snd",
-    b"caff",
-    b"ID3",
-    b"\xff\xfb",
-    b"\xff\xf3",
-    b"\xff\xf2",
-)
+SOUND_SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")  # and MP3
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000  # Hz
 BLOCK = 1 << 18  # frames decoded at a time: what is held besides the mono result
 
@@ -153,9 +141,11 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _cut_short(data: bytes) -> bool:
-    """Whether a WAV or Ogg file ends before its own structure does."""
+    """Whether a WAV, AIFF or Ogg file ends before its own structure does."""
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
         return _wav_end(data) > len(data)
+    if data.startswith(b"FORM"):
+        return 8 + int.from_bytes(data[4:8], "big") > len(data)
     if data.startswith(b"OggS"):
         position, last = 0, False
         while position + 27 <= len(data) and data[position : position + 4] == b"OggS":

@@ -1,0 +1,205 @@
+"""Hostile files are refused with their reason, before they cost anything; sound ones come out as they should."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from motet.tokenizers import media
+from motet.tokenizers.contract import BadSample, Waveform
+
+CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
+PICTURE = (CORPUS / "images/emoji/263a.webp").read_bytes()
+SPEECH = (CORPUS / "speech/prompts/activated.ogg").read_bytes()
+
+
+def reason(load, data: bytes, *rest) -> str:
+    with pytest.raises(BadSample) as caught:
+        load(data, *rest)
+    return caught.value.reason
+
+
+def picture_as(form: str, mode: str = "RGB", **options) -> bytes:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(PICTURE)).convert(mode).save(out, form, **options)
+    return out.getvalue()
+
+
+def sound_as(form: str, samples: np.ndarray | None = None, rate: int = 16_000, **options) -> bytes:
+    out = io.BytesIO()
+    if samples is None:
+        samples = media.load_speech(SPEECH).samples
+    soundfile.write(out, samples, rate, format=form, **options)
+    return out.getvalue()
+
+
+def png_that_promises(width: int, height: int) -> bytes:
+    """A small PNG whose header promises a huge picture, and whose pixels (zeros) really follow, well compressed."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(4_000_000), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_cut_short_is_refused_in_every_format(form):
+    whole = picture_as(form)
+    assert media.load_image(whole).size == (96, 96)
+    for share in (0.02, 0.3, 0.5, 0.9):
+        assert reason(media.load_image, whole[: int(len(whole) * share)]) in ("truncated-image", "not-an-image")
+    assert reason(media.load_image, picture_as("PNG")[:-400]) == "truncated-image"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "empty-file"),
+        (b"\x00" * 64, "not-an-image"),
+        (b"hello, I am text", "not-an-image"),
+        (SPEECH, "not-an-image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage", "not-an-image"),
+        (b"\x89PNG\r\n\x1a\n", "not-an-image"),
+    ],
+)
+def test_what_is_no_picture_is_refused(data, expected):
+    assert reason(media.load_image, data) == expected
+
+
+@pytest.mark.parametrize("side", [9_000, 40_000, 2**31 - 1])
+def test_a_bomb_is_refused_from_its_header_without_decoding(side):
+    bomb = png_that_promises(side, side)
+    assert len(bomb) < 10_000
+    tracemalloc.start()
+    assert reason(media.load_image, bomb) in ("image-too-large", "not-an-image")
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+    assert reason(media.load_image, png_that_promises(9_000, 9_000)) == "image-too-large"
+
+
+def test_the_limit_is_the_one_given():
+    assert reason(media.load_image, PICTURE, 96 * 96 - 1) == "image-too-large"
+    assert media.load_image(PICTURE, 96 * 96).size == (96, 96)
+
+
+def test_transparency_is_laid_on_white():
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.putpixel((1, 1), (10, 20, 30, 255))
+    out = io.BytesIO()
+    clear.save(out, "PNG")
+    loaded = media.load_image(out.getvalue())
+    assert loaded.mode == "RGB"
+    assert loaded.getpixel((0, 0)) == (255, 255, 255)
+    assert loaded.getpixel((1, 1)) == (10, 20, 30)
+
+
+def test_deep_grey_palettes_and_turned_photographs_come_out_right():
+    out = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(out, "PNG")
+    assert media.load_image(out.getvalue()).getpixel((0, 0)) == (128, 128, 128)
+    assert media.load_image(picture_as("GIF", "P")).size == (96, 96)
+    assert media.load_image(picture_as("JPEG", "CMYK")).mode == "RGB"
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (40, 20)).save(out, "JPEG", exif=exif)
+    assert media.load_image(out.getvalue()).size == (20, 40)
+
+
+def test_png_out_and_in_is_lossless():
+    picture = media.load_image(PICTURE)
+    assert np.array_equal(np.asarray(media.load_image(media.dump_png(picture))), np.asarray(picture))
+    assert media.dump_png(np.asarray(picture)) == media.dump_png(picture)
+
+
+# Sound
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "AIFF", "MP3"])
+def test_sound_cut_short_is_refused_in_every_format(form):
+    whole = sound_as(form)
+    assert len(media.load_speech(whole).samples) == 17_024
+    for share in (0.1, 0.3, 0.5, 0.9):
+        cut = whole[: int(len(whole) * share)]
+        assert reason(media.load_speech, cut) in ("truncated-audio", "not-audio"), share
+
+
+def test_every_sound_of_the_bundled_corpus_is_taken():
+    for file in sorted((CORPUS / "speech/prompts").glob("*.ogg"))[::10]:
+        wave = media.load_speech(file.read_bytes())
+        assert wave.rate == 16_000 and wave.samples.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "empty-file"),
+        (b"\x00" * 1000, "not-audio"),
+        (PICTURE, "not-audio"),
+        (b"RIFF\x00\x00\x00\x00WAVE", "truncated-audio"),
+        (b"OggS" + bytes(100), "truncated-audio"),
+        (sound_as("WAV", np.zeros(0)), "empty-audio"),
+        (sound_as("WAV", np.array([0.1, np.nan, 0.2]), subtype="FLOAT"), "not-finite-audio"),
+        (sound_as("WAV", np.array([0.1, np.inf, 0.2]), subtype="FLOAT"), "not-finite-audio"),
+        (sound_as("WAV", rate=10), "not-audio"),
+    ],
+)
+def test_what_is_no_sound_is_refused(data, expected):
+    assert reason(media.load_speech, data) == expected
+
+
+def test_absurd_length_is_refused_without_decoding_it():
+    hour = sound_as("FLAC", np.zeros(16_000 * 3600, np.int16))  # an hour of silence in a small file
+    assert len(hour) < 400_000
+    tracemalloc.start()
+    assert reason(media.load_speech, hour) == "audio-too-long"
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+    promising = bytearray(sound_as("FLAC"))
+    promising[21:26] = bytes([(promising[21] & 0xF0) | 0x0F, 0xFF, 0xFF, 0xFF, 0xFF])  # 2^36 samples, by its header
+    assert reason(media.load_speech, bytes(promising)) == "audio-too-long"
+    assert reason(media.load_speech, SPEECH, 0.5) == "audio-too-long"
+
+
+def test_a_wav_written_to_a_pipe_is_taken_whole():
+    whole = bytearray(sound_as("WAV"))
+    place = whole.find(b"data")
+    whole[place + 4 : place + 8] = b"\xff\xff\xff\xff"
+    assert len(media.load_speech(bytes(whole)).samples) == 17_024
+
+
+def test_channels_are_averaged_and_what_is_too_loud_is_clipped():
+    stereo = np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1)
+    assert np.allclose(media.load_speech(sound_as("WAV", stereo, subtype="FLOAT")).samples, 0.125)
+    assert media.load_speech(sound_as("WAV", np.full(100, 7.0), subtype="FLOAT")).samples.max() == 1.0
+
+
+def test_resampling_and_writing_keep_length_and_pitch():
+    time = np.arange(44_100) / 44_100
+    wave = Waveform(np.sin(2 * np.pi * 440 * time).astype(np.float32) / 2, 44_100)
+    low = media.load_speech(media.dump_wav(media.resample(wave, 16_000)))
+    assert low.rate == 16_000 and len(low.samples) == 16_000
+    assert np.abs(np.fft.rfft(low.samples)).argmax() == 440
+    assert media.resample(low, 16_000) is low
+
+
+# Text
+
+
+def test_text_is_utf8_or_refused():
+    assert media.load_text("grüße \u200d \0 😀".encode()) == "grüße \u200d \0 😀"
+    assert reason(media.load_text, b"") == "empty-file"
+    for broken in (b"abc\xff", b"\xc3", "\ud800".encode("utf-8", "surrogatepass"), b"\xc0\x80", "ü".encode("latin-1")):
+        assert reason(media.load_text, broken) == "invalid-utf8"
