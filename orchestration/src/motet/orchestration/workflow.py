@@ -48,6 +48,24 @@ class Step(Settings):
     makes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
+    def placed(self, places: Mapping[str, str]) -> tuple[list[str], list[Path], list[Path]]:
+        """The command's words, what it reads and what it makes, with `{out}` and `{here}` filled in.
+
+        The command is split first, so that a folder's name may hold spaces. Raises UserError, without the file's name.
+        """
+        try:
+            words = [word.format_map(places) for word in shlex.split(self.run)]
+            reads, makes = ([Path(p.format_map(places)) for p in group] for group in (self.reads, self.makes))
+        except KeyError as error:
+            raise UserError(
+                f"step {self.name}: {{{error.args[0]}}} stands for nothing; there are {{out}} and {{here}}"
+            ) from None
+        except (ValueError, IndexError) as error:
+            raise UserError(
+                f"step {self.name}: cannot be read: {error}; a brace that is meant is written twice"
+            ) from None
+        return words, reads, makes
+
 
 class Workflow(Settings):
     """A whole workflow: `steps` in any order."""
@@ -56,10 +74,14 @@ class Workflow(Settings):
 
     @classmethod
     def load(cls, path: Path) -> Workflow:
-        """Read and check a workflow; UserError for an unknown need, a cycle, or a name used twice."""
+        """Read and check a workflow; UserError for an unknown need, a cycle, a name used twice, or words that cannot be read."""
         workflow = load_config(path, cls)
         names = [step.name for step in workflow.steps]
         for i, step in enumerate(workflow.steps):
+            try:
+                step.placed({"out": "", "here": ""})
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
             if names.count(step.name) > 1:
                 raise UserError(f"{path}: steps.{i}.name: '{step.name}' is used twice; names are unique")
             for need in step.needs:
@@ -118,7 +140,10 @@ class StepFailed(Exception):
 def run_workflow(path: Path, out: Path, say: Callable[[str], None]) -> dict[str, str]:
     """Bring a workflow's outputs up to date; the state of each step (`done` or `skipped`). Raises StepFailed."""
     workflow = Workflow.load(path)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}; choose another") from None
     places = {"out": str(out.resolve()), "here": str(path.resolve().parent)}
     engine = create_engine(f"sqlite:///{out.resolve() / DATABASE}")
     _Base.metadata.create_all(engine)
@@ -165,7 +190,8 @@ def _bring(
             .where(StepRecord.name == step.name, StepRecord.state == "done")
             .order_by(StepRecord.id.desc())
         ).first()
-        there = all(Path(made.format_map(places)).exists() for made in step.makes)
+        command, _, makes = step.placed(places)
+        there = all(made.exists() for made in makes)
         if last is not None and last.fingerprint == fingerprint and there:
             record.state = "skipped"
         session.add(record)
@@ -173,12 +199,11 @@ def _bring(
         if record.state == "skipped":
             say(f"{progress} {step.name}: done before")
             return "skipped"
-        command = shlex.split(step.run.format_map(places))
         say(f"{progress} {step.name}: motet {shlex.join(command)}")
         start = time.monotonic()
         code = subprocess.run([sys.executable, "-m", "motet.orchestration", *command]).returncode
         record.exit_code, record.seconds = code, time.monotonic() - start
-        missing = [made for made in step.makes if not Path(made.format_map(places)).exists()]
+        missing = [str(made) for made in makes if not made.exists()]
         record.state = "failed" if code or missing else "done"
         session.commit()
         if code:
@@ -191,15 +216,15 @@ def _bring(
 
 
 def _fingerprint(step: Step, places: Mapping[str, str], known: Mapping[str, str]) -> str:
-    contents = [
-        content_hash(name, data) for place in step.reads for name, data in _files(Path(place.format_map(places)))
-    ]
+    _, reads, _ = step.placed(places)
+    for path in reads:
+        if not path.exists():
+            raise UserError(f"step {step.name}: reads: {path} does not exist")
+    contents = [content_hash(name, data) for path in reads for name, data in _files(path)]
     return content_hash(step.run, list(step.makes), contents, [known[need] for need in sorted(step.needs)])
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """(name, content) of a file, or of every file below a folder, in order."""
-    if not path.exists():
-        raise UserError(f"reads: {path} does not exist")
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         yield file.relative_to(path.parent).as_posix(), file.read_bytes()
