@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
+from motet.orchestration.cli import app
 from motet.orchestration.workflow import DATABASE, RunRecord, StepFailed, StepRecord, Workflow, run_workflow
 from motet.pipeline.config import TokenizeConfig
 from motet.pipeline.job import tokenize_corpus
@@ -238,3 +240,11 @@ def test_the_demos_workflow_is_sound() -> None:
     workflow = Workflow.load(ROOT / "examples/demo/workflow.yaml")
     names = [step.name for step in workflow.ordered()]
     assert all(names.index(need) < names.index(step.name) for step in workflow.steps for need in step.needs)
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for step in workflow.steps:
+        words, reads, _ = step.placed({"out": "demo", "here": str(ROOT / "examples/demo")})
+        assert all(path.exists() for path in reads if "weights" not in path.parts), step.name
+        command = verbs[words[0]]
+        while hasattr(command, "commands"):
+            command, words = command.commands[words[1]], words[1:]
+        command.make_context(words[0], words[1:])

@@ -31,8 +31,8 @@ def summary(out: Path) -> None:
         ("the corpus as tokens: codes", "codes-stats.html"),
         ("the corpus as tokens: latents", "latents-stats.html"),
         ("documents decoded from their tokens", "codes-view.html"),
-        ("loss curves, next token over codes (Chameleon)", "chameleon/curves.png"),
-        ("loss curves, next token and diffusion (Transfusion)", "transfusion/curves.png"),
+        ("loss curves, next token over codes (Chameleon)", "chameleon/curves.svg"),
+        ("loss curves, next token and diffusion (Transfusion)", "transfusion/curves.svg"),
         ("pictures, captions and speech from codes", "samples-chameleon/index.html"),
         ("pictures and captions by diffusion", "samples-transfusion/index.html"),
     ):
