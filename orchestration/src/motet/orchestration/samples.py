@@ -56,7 +56,7 @@ class Sampler:
         )
 
     def draw(self, prompts: Sequence[Prompt], sampling: Sampling, seconds: float, words: int) -> list[Sample]:
-        """One sample a prompt; speech lasts at most `seconds`, text at most `words` tokens."""
+        """One sample a prompt; speech lasts at most `seconds`; text, and what has no rate, at most `words` tokens."""
         encoded = [self._encode(prompt) for prompt in prompts]
         samples: list[Sample | None] = [None] * len(prompts)
         for to in dict.fromkeys(prompt.to for prompt in prompts):
@@ -91,12 +91,12 @@ class Sampler:
     def _size(self, modality: str, seconds: float, words: int) -> dict[str, Any]:
         """A picture has the grid that its tokenizer makes; the rest ends by itself, or at a limit."""
         spec = self._tokenizer(modality).spec
-        if modality == "text":
+        if spec.rate is None:
             return {"limit": words}
         if modality == "image":
-            side = math.isqrt(int(spec.rate or 0))
+            side = math.isqrt(int(spec.rate))
             return {"shape": (side, side)}
-        return {"limit": max(round(seconds * (spec.rate or 1)), 1)}
+        return {"limit": max(round(seconds * spec.rate), 1)}
 
     def suffix(self, modality: str) -> str:
         """File name ending of a modality's media."""
