@@ -100,7 +100,7 @@ class Sampler:
 
     def suffix(self, modality: str) -> str:
         """File name ending of a modality's media."""
-        return mimetypes.guess_extension(self._tokenizer(modality).spec.media_type) or ".bin"
+        return mimetypes.guess_extension(self._tokenizer(modality).spec.media_type.partition(";")[0]) or ".bin"
 
 
 def read_prompts(path: Path) -> list[Prompt]:
