@@ -89,8 +89,9 @@ def images(root: Path) -> None:
 
 def speech(root: Path) -> None:
     """Spoken prompts with their transcripts; tones (listed in brackets) and clips under 0.4 s are left out."""
-    listing = gzip.open(root / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz", "rt", encoding="utf-8")
-    said = dict(line.split(":", 1) for line in listing if ":" in line and not line.startswith(";"))
+    listing = root / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+    lines = gzip.decompress(listing.read_bytes()).decode("utf-8").splitlines()
+    said = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith(";"))
     to = HERE / "speech/prompts"
     to.mkdir(parents=True, exist_ok=True)
     rows, base = [], root / "usr/share/asterisk/sounds/en_US_f_Allison"

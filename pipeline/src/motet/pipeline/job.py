@@ -59,7 +59,7 @@ def tokenize_corpus(
     Raises UserError for a wrong configuration before anything is written.
     """
     plan = partitions(config, base)
-    settings = {m: absolute(s, base) for m, s in config.tokenizers.items()}
+    settings = {m: absolute(s, base, m) for m, s in config.tokenizers.items()}
     tokenizers = {m: build(s, base, m) for m, s in settings.items()}
     specs = {m: t.spec for m, t in sorted(tokenizers.items())}
     complete = config.model_copy(
