@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TEXT, NONE = 0, -100
+NONE = -100
+TOWERS = ("text", "image", "speech")
 
 
 @dataclass
@@ -104,9 +105,20 @@ def random_rows(
     n = int(is_latent.sum())
     time = rng.integers(0, noise_steps, len(blocks_of)).repeat(blocks_of)
     clean, noise = (rng.standard_normal((n, latent_dim)) for _ in range(2))
-    names = ("text", "image", "speech", *(f"modality{i}" for i in range(3, count)))[:count]
     return Rows(
-        ids, tower, document, position, block, labels, label_modality, is_latent, clean, noise, time, count, names
+        ids,
+        tower,
+        document,
+        position,
+        block,
+        labels,
+        label_modality,
+        is_latent,
+        clean,
+        noise,
+        time,
+        count,
+        TOWERS[:count],
     )
 
 
@@ -114,9 +126,7 @@ def grouped(rows: Rows, towers: Sequence[int] | None = None, dtype: torch.dtype 
     """The batch that the trainer's collate makes of these rows; `towers[m]` maps modality m's tower (default its own)."""
     tower = np.asarray(towers if towers is not None else range(rows.towers))[rows.tower].reshape(-1)
     order = np.argsort(tower, kind="stable")
-    counts = np.bincount(tower, minlength=int(tower.max(initial=0)) + 1 if towers else rows.towers)
-    if towers is not None:
-        counts = np.bincount(tower, minlength=max(towers) + 1)
+    counts = np.bincount(tower, minlength=rows.towers if towers is None else max(towers) + 1)
     label_row = np.flatnonzero(rows.labels.reshape(-1)[order] != NONE)
     latent_row = np.flatnonzero(rows.is_latent.reshape(-1)[order])
     nth = np.cumsum(rows.is_latent.reshape(-1)) - 1

@@ -138,7 +138,8 @@ class MoT(nn.Module):
 
         Matrices are normal with variance 1/fan_in, so that every width starts alike; with norms before the sub-layer,
         what writes to the residual stream is scaled by 1/sqrt(2 * layers). With norms after it, the norm decides how
-        much a sub-layer writes, so that scale goes into its gain, and embeddings start at size one.
+        much a sub-layer writes, so that scale goes into its gain, and embeddings start at size one. Both heads start a
+        tenth as large: first guesses are near uniform over the ids, and near zero noise.
         """
         generator = torch.Generator(device="cpu").manual_seed(seed)
         depth = (2 * self.config.layers) ** -0.5
@@ -153,6 +154,8 @@ class MoT(nn.Module):
                 std = 1.0 if kind == "embedding" else weight.shape[-1] ** -0.5
                 if kind in ("out", "down") and not after:
                     std *= depth
+                if kind in ("head", "latent_out"):
+                    std *= 0.1
                 weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     def forward(self, batch: GroupedBatch, noisy_NL: Tensor | None = None) -> Tensor:
