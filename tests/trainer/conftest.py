@@ -141,9 +141,9 @@ def discrete_dataset(write_dataset: WriteDataset, documents: list[Document]) -> 
     return write_dataset(discrete, modalities=("speech", "text"), specs={m: SPECS[m] for m in ("speech", "text")})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train_config(discrete_dataset: str) -> Callable[..., TrainConfig]:
-    """train_config(**changes) -> a run of a small model on `discrete_dataset`; `data`, `model`, ... are updated by key."""
+    """Makes a run of a small model on `discrete_dataset`; its `changes` of data, model and so on are by key."""
 
     def make(**changes) -> TrainConfig:
         settings = {

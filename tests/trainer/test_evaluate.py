@@ -10,6 +10,7 @@ import torch
 from motet.tokenizers.configuration import UserError
 from motet.trainer.checkpoint import latest, open_model
 from motet.trainer.corpus import Corpus
+from motet.trainer.diffusion import Schedule
 from motet.trainer.evaluate import evaluate, table
 from motet.trainer.plan import Plan
 from motet.trainer.render import Noise
@@ -68,8 +69,6 @@ def test_figures_are_what_they_say(config, trained):
         unigram[own].append(-math.log((seen[label] + 1) / (seen_of[own] + sizes[own])))
     with torch.no_grad():
         for batch in batches:
-            from motet.trainer.diffusion import Schedule
-
             noisy = Schedule(1000).noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
             scores = model.logits(model(batch, noisy)).log_softmax(-1)
             for row in batch.label_row_M.tolist():
@@ -111,5 +110,5 @@ def test_what_cannot_be_evaluated(train_config, tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         evaluate(tmp_path)
     train(train_config(steps=1, data={"holdout": 0.0}), tmp_path / "run")
-    with pytest.raises(UserError, match="data.holdout: 0.0 holds out none"):
+    with pytest.raises(UserError, match=r"data\.holdout: 0\.0 holds out none"):
         evaluate(tmp_path / "run")

@@ -119,7 +119,7 @@ def test_other_data_is_refused(train_config, documents, write_dataset, tmp_path)
     paths = [write_dataset(some) for some in (discrete, discrete[:-3])]
     settings = {"steps": 4, "checkpoint_every": 2, "objective": {"kind": "transfusion"}}
     train(train_config(data={"paths": paths[:1]}, **settings), tmp_path / "run")
-    with pytest.raises(UserError, match="the data is not what the run in .* began with"):
+    with pytest.raises(UserError, match=r"the data is not what the run in .* began with"):
         train(train_config(data={"paths": paths[1:]}, **settings), tmp_path / "run")
     moved = shutil.copytree(paths[0], tmp_path / "elsewhere")
     assert train(train_config(data={"paths": [str(moved)]}, **settings), tmp_path / "run")["finished"]

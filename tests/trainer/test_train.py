@@ -3,34 +3,21 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from motet.pipeline.shard import DamagedShard
-from motet.tokenizers.configuration import UserError, dump_config
+from motet.tokenizers.configuration import UserError
 from motet.trainer import metrics
 from motet.trainer.checkpoint import latest, open_model
-from motet.trainer.config import TrainConfig, load
+from motet.trainer.config import load
 from motet.trainer.corpus import Corpus
 from motet.trainer.launch import launch
 from motet.trainer.optimizer import adamw, learning_rate
 from motet.trainer.plan import Plan
 from motet.trainer.train import train
-
-PARALLEL = """
-import sys, torch.distributed as dist
-from motet.trainer.config import load
-from motet.trainer.train import train
-config, out, meeting, rank = sys.argv[1:]
-dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
-train(load(config), out, int(rank), 2)
-"""
 
 
 def rows_of(out) -> list[dict]:
@@ -58,9 +45,7 @@ def test_next_token_losses_fall(train_config, tmp_path):
 
 
 def test_next_token_and_diffusion_losses_fall(train_config, dataset, tmp_path):
-    config = train_config(
-        steps=60, data={"paths": [dataset], "caption_first": 0.7}, objective={"kind": "transfusion"}
-    )
+    config = train_config(steps=60, data={"paths": [dataset], "caption_first": 0.7}, objective={"kind": "transfusion"})
     train(config, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
     assert average(rows[-10:], "text") < average(rows[:5], "text") - 0.5
@@ -93,19 +78,6 @@ def test_micro_batches_add_up_to_the_global_batch(train_config, tmp_path):
             assert a["batch"] == b["batch"]
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
-
-
-def test_two_processes_share_each_global_batch(train_config, tmp_path):
-    config = train_config(steps=6, micro_rows=1)
-    train(config, tmp_path / "one")
-    (tmp_path / "train.yaml").write_text(dump_config(config))
-    arguments = [sys.executable, "-c", PARALLEL, str(tmp_path / "train.yaml"), str(tmp_path / "two")]
-    ranks = [subprocess.Popen([*arguments, str(tmp_path / "meeting"), str(rank)]) for rank in range(2)]
-    assert [process.wait() for process in ranks] == [0, 0]
-    for a, b in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
-        assert (a["batch"], a["tokens"]) == (b["batch"], b["tokens"])
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
 def test_a_finished_run_says_so_and_does_nothing(train_config, tmp_path, capsys):
@@ -165,7 +137,10 @@ def test_objective_and_data_must_fit(train_config, dataset, tmp_path, which):
     config, told = {
         "chameleon": (train_config(data={"paths": [dataset]}), "image is given as latents; use transfusion"),
         "transfusion": (train_config(objective={"kind": "transfusion"}), "the data has none; use chameleon"),
-        "weights": (train_config(objective={"weights": {"image": 2}}), "objective.weights: image: the data has no such"),
+        "weights": (
+            train_config(objective={"weights": {"image": 2}}),
+            "objective.weights: image: the data has no such",
+        ),
         "towers": (train_config(model={"towers": {"image": "text"}}), "model.towers: image: the data has no such"),
         "nothing": (train_config(data={"paths": [str(tmp_path)]}), str(tmp_path)),
     }[which]

@@ -1,6 +1,6 @@
 """Training on Ray Train: it places the workers, connects them (gloo, or NCCL on GPUs), and starts them again.
 
-    driver: `launch` --TorchTrainer--> on each worker: `_work` --> `train(config, out, rank, world)`
+    driver: `launch` --TorchTrainer--> on each worker: `work` --> `train(config, out, rank, world)`
 
 The run folder must be one that all workers see. What a restarted worker goes on from is the run's own checkpoint: Ray
 is told of none, because reporting one stalls the loop until the controller polls (facts: 2 s a call), and because a
@@ -53,7 +53,7 @@ def launch(config: TrainConfig, out: str | Path) -> dict[str, Any]:
     try:
         gpus = ray.cluster_resources().get("GPU", 0) >= config.workers
         trainer = TorchTrainer(
-            _work,  # type: ignore[arg-type]  # 2.60 returns what it returns
+            work,  # type: ignore[arg-type]  # 2.60 returns what it returns
             train_loop_config={"config": config.model_dump(mode="json"), "out": str(out), "threads": threads},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -70,15 +70,11 @@ def launch(config: TrainConfig, out: str | Path) -> dict[str, Any]:
         shutil.rmtree(out / STORAGE, ignore_errors=True)
         if started:
             ray.shutdown()
-    answer: dict[str, Any] = result.return_value
-    if "refusal" in answer:
-        kind = next(k for k in REFUSALS if k.__name__ == answer["kind"])
-        raise kind(answer["refusal"])
-    return answer
+    return summary_of(result.return_value)
 
 
-def _work(task: dict[str, Any]) -> dict[str, Any]:
-    """One worker: `train`, or its refusal as a value, so that Ray does not try it again."""
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """One worker: the summary of `train`, or its refusal as a value, so that Ray does not try it again."""
     config = validate(task["config"], TrainConfig, "train_loop_config")
     context = get_context()
     torch.set_num_threads(task["threads"])
@@ -95,3 +91,11 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
         except REFUSALS as refusal:
             kind = next(k for k in REFUSALS if isinstance(refusal, k))
             return {"refusal": str(refusal), "kind": kind.__name__}
+
+
+def summary_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """What `work` returned; raises the refusal if it is one."""
+    if "refusal" in answer:
+        kind = next(k for k in REFUSALS if k.__name__ == answer["kind"])
+        raise kind(answer["refusal"])
+    return answer

@@ -1,0 +1,124 @@
+"""Two processes share each global batch, and Ray Train starts the same loop: the same bytes, killed or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from motet.tokenizers.configuration import UserError, dump_config
+from motet.trainer import metrics
+from motet.trainer.checkpoint import MODEL, OPTIMIZER, latest
+from motet.trainer.launch import launch, ray_train
+from motet.trainer.train import train
+
+PARALLEL = """
+import sys, torch.distributed as dist
+from motet.trainer.config import load
+from motet.trainer.train import train
+config, out, meeting, rank = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
+train(load(config), out, int(rank), 2)
+"""
+
+
+def learnt(out: Path) -> list[dict]:
+    clock = ("seconds", "tokens_per_second", "mfu")
+    return [{key: value for key, value in row.items() if key not in clock} for row in metrics.read(out)]
+
+
+def tensors(out: Path) -> list[bytes]:
+    return [(latest(out) / name).read_bytes() for name in (MODEL, OPTIMIZER)]
+
+
+def ray_workers() -> list[int]:
+    """Ray Train workers among the descendants of this process."""
+    parent, name = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            name[int(stat.parent.name)] = (stat.parent / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parent[int(stat.parent.name)] = int(fields[1])
+    found = []
+    for process in name:
+        ancestor = process
+        while ancestor not in (0, os.getpid()):
+            ancestor = parent.get(ancestor, 0)
+        if ancestor and "RayTrainWorker" in name[process]:
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def shared(train_config, tmp_path_factory):
+    """(settings, folder of a run in one process, folder of the same run in two processes without Ray)."""
+    root = tmp_path_factory.mktemp("shared")
+    settings = {"steps": 120, "checkpoint_every": 20, "rows": 4, "micro_rows": 1}
+    train(train_config(**settings), root / "one")
+    (root / "train.yaml").write_text(dump_config(train_config(**settings)))
+    arguments = [sys.executable, "-c", PARALLEL, str(root / "train.yaml"), str(root / "two"), str(root / "meeting")]
+    ranks = [subprocess.Popen([*arguments, str(rank)]) for rank in range(2)]
+    assert [process.wait() for process in ranks] == [0, 0]
+    return settings, root / "one", root / "two"
+
+
+def test_two_processes_share_each_global_batch(shared):
+    _, one, two = shared
+    for a, b in zip(learnt(one), learnt(two), strict=True):
+        assert (a["step"], a["batch"], a["tokens"], a["lr"]) == (b["step"], b["batch"], b["tokens"], b["lr"])
+    for a, b in zip(learnt(one)[:10], learnt(two)[:10], strict=True):  # sums in another order drift apart slowly
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["losses"] == pytest.approx(b["losses"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.ray
+def test_one_worker_gives_the_local_losses_to_the_byte(train_config, tmp_path):
+    settings = {"steps": 8, "checkpoint_every": 4}
+    train(train_config(**settings), tmp_path / "local")
+    summary = launch(train_config(**settings, launcher="ray"), tmp_path / "ray")
+    assert summary["finished"] and summary["step"] == 8
+    assert learnt(tmp_path / "ray") == learnt(tmp_path / "local")
+    assert tensors(tmp_path / "ray") == tensors(tmp_path / "local")
+    assert not (tmp_path / "ray" / "train.ray").exists()
+
+
+@pytest.mark.ray
+def test_two_workers_give_the_bytes_of_two_processes_though_one_is_killed(shared, train_config, tmp_path):
+    settings, _, two = shared
+    killed = []
+
+    def kill():
+        while len(list(metrics.read(tmp_path / "ray"))) < 25:
+            time.sleep(0.02)
+        killed.extend(ray_workers()[:1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    summary = launch(train_config(**settings, launcher="ray", workers=2), tmp_path / "ray")
+    killer.join()
+    assert killed and summary["finished"] and 0 < summary["resumed_from"] < 120
+    assert learnt(tmp_path / "ray") == learnt(two)
+    assert tensors(tmp_path / "ray") == tensors(two)
+
+
+def test_a_refusal_comes_back_as_what_it_is(train_config, tmp_path, monkeypatch):
+    """A worker gives it to the driver as a value (an exception would make Ray try again), which raises it."""
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(ray_train, "get_context", lambda: context)
+    config = train_config(launcher="ray", objective={"kind": "transfusion"})
+    task = {"config": config.model_dump(mode="json"), "out": str(tmp_path / "run"), "threads": 1}
+    answer = json.loads(json.dumps(ray_train.work(task)))
+    with pytest.raises(UserError, match="the data has none; use chameleon"):
+        ray_train.summary_of(answer)
+    with pytest.raises(UserError, match="set it back to go on"):
+        launch(train_config(launcher="ray"), tmp_path / "run")
