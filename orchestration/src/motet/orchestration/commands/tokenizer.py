@@ -100,11 +100,9 @@ def check(
     from rich.console import Console
     from rich.table import Table
 
-    from motet.tokenizers.conformance import check as run_kit
-    from motet.tokenizers.registry import build
+    from motet.tokenizers.conformance import check_settings
 
-    settings = {"use": name, **_settings(set_)}
-    report = run_kit(lambda: build(settings, Path.cwd()), _raw(samples)[:count])
+    report = check_settings({"use": name, **_settings(set_)}, Path.cwd(), _raw(samples)[:count])
     table = Table("", "check", "what was seen", box=None, pad_edge=False)
     for each in report.checks:
         table.add_row("[green]ok[/]" if each.passed else "[red]FAILED[/]", each.name, each.detail)
