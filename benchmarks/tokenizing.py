@@ -9,7 +9,7 @@
 Both sides run in this process on one thread, so only the work differs. Text uses a BPE, speech a mel-RVQ fitted on the
 corpus before the clock starts; pictures use the committed VQ-GAN.
 
-    python benchmarks/tokenize.py [--repeats 5]
+    python benchmarks/tokenizing.py [--repeats 5]
 """
 
 from __future__ import annotations
