@@ -2,7 +2,9 @@
 
     manifest --`statistics`--> Statistics --`to_json` | `table`--> a program | a terminal;  `stats_page` makes the page
 
-Lengths are exact counts (length -> documents), so packing efficiency at any row length is computed, not estimated.
+Lengths are exact counts (length -> documents), so packing at any row length is computed, not estimated. One thing the
+manifest does not tell: which documents of a partition hold how many pictures or recordings, whose marks take up room.
+Where all hold equally many (every `folder` and `text` source), packing is exact; else their sum is exact.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from motet.pipeline.manifest import Manifest
+from motet.pipeline.manifest import Manifest, ShardEntry
 
 MARKS = 2
-"""Tokens that training adds round a document, and round each span that is not text."""
+"""Tokens that training adds round a document, and round each span that is not text: where it begins and ends."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Packing:
 
     Attributes:
         rows: rows that best-fit packing fills; documents longer than a row are cut into full rows and a rest.
-        efficiency: share of the rows' tokens that are data.
+        efficiency: share of the rows' tokens that are not padding, marks included.
         cut: share of the documents that are longer than a row.
     """
 
@@ -91,7 +93,7 @@ class Statistics:
 
 def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096)) -> Statistics:
     """Statistics of a dataset; packing is computed for each of `sequences` (tokens per row)."""
-    tokens, spans, lengths = Counter[str](), Counter[str](), Counter[int]()
+    tokens, spans, lengths, packed = Counter[str](), Counter[str](), Counter[int](), Counter[int]()
     span_lengths: dict[str, Counter[int]] = {m: Counter() for m in manifest.modalities}
     sources: dict[str, dict[str, Any]] = {
         name: {"documents": 0, "rejected": 0, "tokens": Counter[str]()} for name in manifest.sources
@@ -101,6 +103,7 @@ def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096
         tokens.update(entry.tokens)
         spans.update(entry.spans)
         lengths.update(entry.lengths)
+        packed.update(_with_marks(entry))
         for modality, histogram in entry.span_lengths.items():
             span_lengths[modality].update(histogram)
         source = sources[entry.source]
@@ -126,25 +129,24 @@ def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096
             for k, counts in enumerate(books)
         ),
         rejects={reason: dict(sorted(by.items())) for reason, by in sorted(rejects.items())},
-        packing=tuple(packing(lengths, sequence) for sequence in sorted(set(sequences))),
+        packing=tuple(packing(packed, sequence) for sequence in sorted(set(sequences))),
     )
 
 
 def packing(lengths: Mapping[int, int], sequence: int) -> Packing:
-    """Best-fit packing of documents, longest first, from their counts by length: exact, and fast for many documents.
+    """Best-fit packing, longest first, of documents given as {length with marks: count}; fast for many documents.
 
-    The markers that training puts round a document count; those round its pictures and recordings, which the lengths do
-    not tell, do not.
+    It packs the whole dataset at once, which bounds from above what training reaches: that packs window by window.
     """
     pieces: Counter[int] = Counter()
     rows = cut = 0
     for length, count in lengths.items():
-        whole, rest = divmod(length + MARKS, sequence)
+        whole, rest = divmod(length, sequence)
         rows += whole * count
-        cut += count * (length + MARKS > sequence)
+        cut += count * (length > sequence)
         if rest:
             pieces[rest] += count
-    total = sum((length + MARKS) * count for length, count in lengths.items())
+    total = sum(length * count for length, count in lengths.items())
     opened: Counter[int] = Counter()  # rows by free tokens
     room: list[int] = []  # the free tokens that occur in `opened`, sorted
     for length in sorted(pieces, reverse=True):
@@ -169,6 +171,16 @@ def packing(lengths: Mapping[int, int], sequence: int) -> Packing:
                 opened[rest] += taken
     documents = sum(lengths.values())
     return Packing(sequence, rows, total / (rows * sequence) if rows else 1.0, cut / max(documents, 1))
+
+
+def quantile(histogram: Mapping[int, int], share: float) -> int:
+    """The shortest length that at least this share of {length: count} does not exceed; 0 if there are none."""
+    left = share * sum(histogram.values())
+    for length in sorted(histogram):
+        left -= histogram[length]
+        if left <= 0:
+            return length
+    return 0
 
 
 def table(stats: Statistics) -> Group:
@@ -210,6 +222,19 @@ def table(stats: Statistics) -> Group:
         parts.append(bad)
     parts.append(f"{stats.bytes / 1e6:,.1f} MB in {stats.shards} shards, {stats.bytes_per_token:.2f} bytes a token")
     return Group(*parts)
+
+
+def _with_marks(entry: ShardEntry) -> Counter[int]:
+    """{length in training: documents} of one shard; documents that hold more media than others are taken as the longest."""
+    media = sum(count for modality, count in entry.spans.items() if modality != "text")
+    each, more = divmod(media, max(entry.rows, 1))
+    found: Counter[int] = Counter()
+    for length, count in sorted(entry.lengths.items(), reverse=True):
+        richer = min(count, more)
+        more -= richer
+        found[length + MARKS * (each + 2)] += richer
+        found[length + MARKS * (each + 1)] += count - richer
+    return +found
 
 
 def _codebook(modality: str, index: int, counts: np.ndarray) -> Codebook:

@@ -1,138 +1,69 @@
-"""Statistics as one self-contained HTML page: tables and plots, nothing fetched from elsewhere, equal for equal data.
+"""Statistics as one HTML page that stands alone: nothing fetched from elsewhere, no script, equal for equal data.
 
-manifest, Statistics --plots (matplotlib, SVG inside the page)--> templates/statistics.html --> HTML text
+manifest, Statistics --plots.py: SVG--> templates/statistics.html --> HTML text
 """
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
-import numpy as np
-from jinja2 import Environment, PackageLoader
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from motet.pipeline import plots
 from motet.pipeline.manifest import Manifest
-from motet.pipeline.statistics import Statistics
+from motet.pipeline.statistics import Statistics, quantile
 
 EXAMPLES = 5
-COLOURS = ("#3b5bdb", "#e8590c", "#2b8a3e", "#9c36b5", "#0c8599", "#c92a2a")
 
-environment = Environment(loader=PackageLoader("motet.pipeline"), autoescape=True)
+environment = Environment(
+    loader=PackageLoader("motet.pipeline"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+environment.filters["n"] = "{:,}".format
+environment.filters["sum_values"] = lambda counts: sum(counts.values())
+environment.filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
 
 
 def page(manifest: Manifest, stats: Statistics) -> str:
     """The whole page."""
     name = manifest.folder.resolve().name
-    tokens = sum(stats.tokens.values())
-    cards = [
-        ("documents", f"{stats.documents:,}"),
-        ("rejected samples", f"{stats.rejected:,}"),
-        ("tokens", f"{tokens:,}"),
-        ("shards", f"{stats.shards:,}"),
-        ("megabytes", f"{stats.bytes / 1e6:,.1f}"),
-        ("bytes a token", f"{stats.bytes_per_token:.2f}"),
-    ]
+    colours = plots.colours(list(stats.tokenizers))
     return environment.get_template("statistics.html").render(
         title=f"{name}: statistics",
         name=name,
         stats=stats,
-        cards=cards,
-        plots=_plots(stats),
+        total=sum(stats.tokens.values()),
+        colours=colours,
+        lengths=_lengths(stats, colours),
+        ranks={m: plots.ranks(books, colours[m]) for m, books in sorted(manifest.codebooks.items())},
         examples=_examples(manifest),
+        settings_hash=manifest.settings_hash,
     )
 
 
-def _plots(stats: Statistics) -> list[tuple[str, str]]:
-    plots = [("Tokens by modality and source", _figure(lambda axes: _by_source(axes, stats)))]
-    plots.append(("Documents by length in tokens", _figure(lambda axes: _lengths(axes, {"documents": stats.lengths}))))
-    plots.append(("Spans by length in tokens", _figure(lambda axes: _lengths(axes, stats.span_lengths))))
-    plots.append(("Packing: share of each row that is data", _figure(lambda axes: _packing(axes, stats))))
-    if stats.codebooks:
-        plots.append(
-            ("Codebooks: share of codes used, and perplexity over size", _figure(lambda axes: _use(axes, stats)))
-        )
-    if stats.rejects:
-        plots.append(("Rejected samples by reason", _figure(lambda axes: _rejects(axes, stats))))
-    return plots
-
-
-def _by_source(axes: Axes, stats: Statistics) -> None:
-    left = np.zeros(len(stats.sources))
-    names = list(stats.sources)
-    for colour, modality in zip(_colours(len(stats.tokens)), stats.tokens, strict=True):
-        counts = np.array([s["tokens"].get(modality, 0) for s in stats.sources.values()])
-        axes.barh(names, counts, left=left, color=colour, label=modality)
-        left += counts
-    axes.invert_yaxis()
-    axes.set_xlabel("tokens")
-    _legend(axes)
-
-
-def _lengths(axes: Axes, histograms: Mapping[str, Mapping[int, int]]) -> None:
-    longest = max((max(h) for h in histograms.values() if h), default=1)
-    edges = np.unique(np.geomspace(1, max(longest, 2) + 1, 40).round()).tolist()
-    for colour, (name, histogram) in zip(_colours(len(histograms)), histograms.items(), strict=True):
-        lengths, counts = np.array(list(histogram)), np.array(list(histogram.values()))
-        axes.hist(lengths, edges, weights=counts, color=colour, alpha=0.6, label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("tokens")
-    _legend(axes)
-
-
-def _packing(axes: Axes, stats: Statistics) -> None:
-    bars = axes.bar([f"{p.sequence:,}" for p in stats.packing], [p.efficiency for p in stats.packing], color=COLOURS[0])
-    axes.bar_label(bars, [f"{p.efficiency:.1%}" for p in stats.packing])
-    axes.set_ylim(0, 1.1)
-    axes.set_xlabel("tokens a row")
-
-
-def _use(axes: Axes, stats: Statistics) -> None:
-    names = [f"{c.modality} {c.index}" for c in stats.codebooks]
-    place = np.arange(len(names))
-    axes.barh(place - 0.2, [c.used / c.size for c in stats.codebooks], 0.4, color=COLOURS[0], label="used")
-    bars = axes.barh(
-        place + 0.2, [c.perplexity / c.size for c in stats.codebooks], 0.4, color=COLOURS[1], label="perplexity"
-    )
-    axes.bar_label(bars, [f" {c.perplexity:,.0f}" for c in stats.codebooks], fontsize=8)
-    axes.set_yticks(place, names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.15)
-    _legend(axes)
-
-
-def _rejects(axes: Axes, stats: Statistics) -> None:
-    bars = axes.barh(list(stats.rejects), [sum(by.values()) for by in stats.rejects.values()], color=COLOURS[5])
-    axes.bar_label(bars)
-    axes.invert_yaxis()
-    axes.set_xlabel("samples")
-
-
-def _legend(axes: Axes) -> None:
-    """Above the plot, where it hides no data."""
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=6)
-
-
-def _figure(draw: Any) -> str:
-    """One plot as SVG text, the same for the same data."""
-    with matplotlib.rc_context({"svg.hashsalt": "motet", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def _colours(n: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(n)]
+def _lengths(stats: Statistics, colours: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Length distributions on one common axis: of whole documents, then of each modality's spans."""
+    longest = max(stats.lengths, default=1)
+    histograms = [("documents", stats.lengths, "#475467")]
+    histograms += [(f"{m} spans", h, colours[m]) for m, h in stats.span_lengths.items()]
+    return [
+        {
+            "name": name,
+            "colour": colour,
+            "count": sum(histogram.values()),
+            "median": quantile(histogram, 0.5),
+            "most": quantile(histogram, 0.95),
+            "longest": max(histogram),
+            "plot": plots.histogram(histogram, longest, colour, name),
+        }
+        for name, histogram, colour in histograms
+        if histogram
+    ]
 
 
 def _examples(manifest: Manifest) -> dict[str, list[dict[str, str]]]:

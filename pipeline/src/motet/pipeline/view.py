@@ -1,19 +1,28 @@
-"""Documents as a person sees them: decoded back from their tokens into one HTML page.
+"""Documents as a person sees them: decoded back from their tokens into one HTML page that stands alone.
 
-manifest --pick--> documents (checked) --each modality's tokenizer: decode, dump--> templates/view.html --> HTML text
+manifest --`spread` | `pick`--> documents (checked) --each modality's tokenizer: decode, dump--> templates/view.html
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
-from motet.pipeline.manifest import Manifest
+import numpy as np
+import pyarrow as pa
+
+from motet.pipeline.manifest import Manifest, ShardEntry
+from motet.pipeline.plots import colours
 from motet.pipeline.shard import Document, document_at
 from motet.pipeline.stats_page import environment
-from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import Tokenizer, Tokens
+from motet.tokenizers.errors import UserError
+
+IDS_SHOWN = 64
+HEX = 32
+"""Hexadecimal digits of a sample id."""
 
 
 def spread(manifest: Manifest, count: int) -> list[Document]:
@@ -35,55 +44,95 @@ def spread(manifest: Manifest, count: int) -> list[Document]:
 
 
 def pick(manifest: Manifest, prefixes: Sequence[str]) -> list[Document]:
-    """The documents whose sample ids (hex) begin so; UserError for one that names none or several."""
-    found: dict[str, list[Document]] = {prefix: [] for prefix in prefixes}
+    """The documents whose sample ids (hex) begin so; UserError for a beginning that none or several have."""
+    wanted = [_digits(prefix) for prefix in prefixes]
+    found: list[list[tuple[ShardEntry, int, str]]] = [[] for _ in prefixes]
+    nearest = [(-1, "")] * len(prefixes)
     for entry in manifest.shards:
         if not entry.rows:
             continue
-        shard = manifest.open_shard(entry)
+        shard, first = manifest.open_shard(entry), 0
         for i in range(shard.num_batches):
             batch = shard.batch(i)
-            for row, sample in enumerate(batch.column("sample_id").to_pylist()):
-                for prefix in prefixes:
-                    if sample.hex().startswith(prefix.lower()):
-                        found[prefix].append(document_at(batch, row, shard.header))
-    for prefix, documents in found.items():
-        if not documents:
-            raise UserError(
-                f"sample {prefix}: no document's id begins so; `motet view {manifest.folder}` shows some ids"
-            )
-        if len({d.sample_id for d in documents}) > 1:
-            ids = ", ".join(sorted(d.sample_id.hex() for d in documents)[:3])
-            raise UserError(f"sample {prefix}: {len(documents)} documents begin so ({ids}, ...); give more of the id")
-    return [documents[0] for documents in found.values()]
+            digit_NH = _sample_digits(batch)
+            for p, digit_H in enumerate(wanted):
+                same_N = np.cumprod(digit_NH[:, : len(digit_H)] == digit_H, axis=1).sum(axis=1)
+                row = int(same_N.argmax())
+                nearest[p] = max(nearest[p], (int(same_N[row]), _hex(batch, row)))
+                rows = np.flatnonzero(same_N == len(digit_H)).tolist()
+                found[p] += [(entry, first + row, _hex(batch, row)) for row in rows]
+            first += batch.num_rows
+    for prefix, places, (_, near) in zip(prefixes, found, nearest, strict=True):
+        if not places:
+            hint = f"the nearest is {near}" if near else "the dataset has no documents"
+            raise UserError(f"sample {prefix}: no document's id begins so; {hint}")
+        if len(places) > 1:
+            some = ", ".join(sorted(sample for _, _, sample in places)[:3])
+            raise UserError(f"sample {prefix}: {len(places):,} documents' ids begin so ({some}, ...); give more of it")
+    return [_document(manifest, entry, row) for ((entry, row, _),) in found]
 
 
 def page(manifest: Manifest, documents: Sequence[Document], tokenizers: Mapping[str, Tokenizer]) -> str:
     """The page that shows these documents."""
     name = manifest.folder.resolve().name
-    shown = [{"source": d.source, "sample": d.sample_id.hex(), "spans": list(_spans(d, tokenizers))} for d in documents]
-    return environment.get_template("view.html").render(title=f"{name}: documents", name=name, documents=shown)
+    sources = [
+        (source, [{"sample": d.sample_id.hex(), "spans": list(_spans(d, tokenizers))} for d in group])
+        for source, group in groupby(documents, lambda d: d.source)
+    ]
+    return environment.get_template("view.html").render(
+        title=f"{name}: documents",
+        name=name,
+        shown=len(documents),
+        documents=manifest.documents,
+        sources=sources,
+        colours=colours(sorted(manifest.tokenizers)),
+    )
 
 
 def _spans(document: Document, tokenizers: Mapping[str, Tokenizer]) -> Iterator[dict[str, Any]]:
     for modality, tokens in document.spans:
-        shape = " × ".join(map(str, tokens.shape))
-        yield {"modality": modality, "shape": shape, "tokens": len(tokens), **_decoded(tokens, tokenizers[modality])}
+        yield {
+            "modality": modality,
+            "shape": " × ".join(map(str, tokens.shape)),
+            "tokens": len(tokens),
+            "ids": None if tokens.ids is None else " ".join(map(str, tokens.ids[:IDS_SHOWN].tolist())),
+            "more": tokens.ids is not None and len(tokens) > IDS_SHOWN,
+            **_decoded(tokens, tokenizers[modality]),
+        }
 
 
 def _decoded(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Any]:
     (sample,) = tokenizer.decode([tokens])
     data, media_type = tokenizer.dump(sample), tokenizer.spec.media_type
     kind = media_type.partition("/")[0]
-    text = data.decode("utf-8", "replace") if kind == "text" else None
+    if kind == "text":
+        return {"kind": kind, "media_type": media_type, "text": data.decode("utf-8", "replace")}
     url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-    return {"kind": kind, "media_type": media_type, "text": text, "data": url}
+    return {"kind": kind, "media_type": media_type, "url": url, "bytes": len(data)}
 
 
-def _document(manifest: Manifest, entry: Any, row: int) -> Document:
+def _document(manifest: Manifest, entry: ShardEntry, row: int) -> Document:
     shard = manifest.open_shard(entry)
     for i, rows in enumerate(entry.batch_rows):
         if row < rows:
             return document_at(shard.batch(i), row, shard.header)
         row -= rows
     raise IndexError(row)
+
+
+def _digits(prefix: str) -> np.ndarray:
+    """The beginning of a sample id as numbers 0..15."""
+    if len(prefix) > HEX or not set(prefix.lower()) <= set("0123456789abcdef"):
+        raise UserError(f"sample {prefix}: not an id; give the first of its {HEX} hexadecimal digits")
+    return np.array([int(digit, 16) for digit in prefix], np.uint8)
+
+
+def _sample_digits(batch: pa.RecordBatch) -> np.ndarray:
+    """Every sample id of a record batch as numbers 0..15: uint8 [rows, 32]."""
+    column = batch.column("sample_id")
+    byte_NB = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, HEX // 2)[column.offset :][: len(column)]
+    return np.stack((byte_NB >> 4, byte_NB & 15), axis=2).reshape(-1, HEX)
+
+
+def _hex(batch: pa.RecordBatch, row: int) -> str:
+    return str(batch.column("sample_id")[row].as_py().hex())
