@@ -211,7 +211,7 @@ def table(stats: Statistics) -> Group:
     for head in ("packed into rows of", "rows", "filled", "documents cut"):
         rows.add_column(head, justify="right")
     for p in stats.packing:
-        rows.add_row(f"{p.sequence:,}", f"{p.rows:,}", f"{p.efficiency:.1%}", f"{p.cut:.1%}")
+        rows.add_row(f"{p.sequence:,}", f"{p.rows:,}", f"{p.efficiency:.2%}", f"{p.cut:.2%}")
     parts: list[Any] = [sources, modalities, rows]
     if stats.rejects:
         bad = Table(box=box.SIMPLE_HEAD)
