@@ -138,7 +138,7 @@ def test_goes_on_after_a_kill_in_the_middle_of_a_step(line: Path, tmp_path: Path
     text = "".join(json.loads(row)["text"] for row in SPEECHES.read_text("utf-8").splitlines())
     pieces = [{"id": str(i), "text": text[i * 800 : (i + 1) * 800]} for i in range(1500)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(piece) + "\n" for piece in pieces), encoding="utf-8")
-    config = yaml.safe_load((tmp_path / "corpus.yaml").read_text("utf-8")) | {"partition_samples": 2}
+    config = yaml.safe_load((tmp_path / "corpus.yaml").read_text("utf-8")) | {"partition_bytes": 10_000}
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
     out = tmp_path / "out"

@@ -9,15 +9,29 @@ Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 do
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from motet.orchestration.commands import generate, inspect, run, tokenize, tokenizer, train
 from motet.tokenizers.errors import UserError
 
+
+class _Verbs(TyperGroup):
+    """Says what an interrupted verb leaves; Typer itself ends without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; ends the process on Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted; what was committed is kept, and the same command goes on from there", 130)
+
+
 app = typer.Typer(
     name="motet",
+    cls=_Verbs,
     help="Raw text, pictures and speech in, a trained Mixture-of-Transformers out. `motet demo` shows the whole line.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -65,8 +79,6 @@ def main() -> None:
     try:
         code = app(prog_name="motet", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was committed is kept, and the same command goes on from there", 130)
     except Exception as error:
         if debug:
             raise

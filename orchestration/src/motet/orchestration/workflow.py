@@ -12,8 +12,6 @@ of a process to itself, and because it is then the very command that a person wo
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -23,8 +21,10 @@ from typing import Annotated
 
 from pydantic import Field
 from sqlalchemy import DateTime, Engine, ForeignKey, create_engine, select
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from motet.orchestration.process import run_verb
 from motet.tokenizers.configuration import Settings, UserError, load_config
 from motet.tokenizers.contract import content_hash
 
@@ -117,7 +117,7 @@ class RunRecord(_Base):
 
 
 class StepRecord(_Base):
-    """One step of one call: `state` is running, done, skipped or failed; a killed one stays running."""
+    """One step of one call: `state` is running, done, skipped, failed or stopped (Ctrl-C); a killed one stays running."""
 
     __tablename__ = "steps"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -146,7 +146,10 @@ def run_workflow(path: Path, out: Path, say: Callable[[str], None]) -> dict[str,
         raise UserError(f"--out {out}: cannot be written: {error.strerror}; choose another") from None
     places = {"out": str(out.resolve()), "here": str(path.resolve().parent)}
     engine = create_engine(f"sqlite:///{out.resolve() / DATABASE}")
-    _Base.metadata.create_all(engine)
+    try:
+        _Base.metadata.create_all(engine)
+    except DatabaseError as error:
+        raise UserError(f"--out {out}: {DATABASE}: {error.orig}; choose another folder") from None
     run = RunRecord(workflow=str(path.resolve()), started=datetime.now(UTC), state="running")
     with Session(engine, expire_on_commit=False) as session:
         session.add(run)
@@ -185,14 +188,14 @@ def _bring(
 ) -> str:
     record = StepRecord(run_id=run_id, name=step.name, fingerprint=fingerprint, state="running")
     with Session(engine, expire_on_commit=False) as session:
-        last = session.scalars(
+        last = session.scalars(  # the last that touched the outputs, however it ended
             select(StepRecord)
-            .where(StepRecord.name == step.name, StepRecord.state == "done")
+            .where(StepRecord.name == step.name, StepRecord.state != "skipped")
             .order_by(StepRecord.id.desc())
         ).first()
         command, _, makes = step.placed(places)
         there = all(made.exists() for made in makes)
-        if last is not None and last.fingerprint == fingerprint and there:
+        if last is not None and (last.state, last.fingerprint) == ("done", fingerprint) and there:
             record.state = "skipped"
         session.add(record)
         session.commit()
@@ -201,15 +204,19 @@ def _bring(
             return "skipped"
         say(f"{progress} {step.name}: motet {shlex.join(command)}")
         start = time.monotonic()
-        code = subprocess.run([sys.executable, "-m", "motet.orchestration", *command]).returncode
+        try:
+            code = run_verb(command)
+        except KeyboardInterrupt:
+            record.state = "stopped"
+            session.commit()
+            raise
         record.exit_code, record.seconds = code, time.monotonic() - start
         missing = [str(made) for made in makes if not made.exists()]
         record.state = "failed" if code or missing else "done"
         session.commit()
         if code:
-            raise StepFailed(
-                f"step {step.name} ended with exit code {code}; mend it, the same command goes on there", code
-            )
+            how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code} (9: out of memory?)"
+            raise StepFailed(f"step {step.name} {how}; mend it, the same command goes on there", max(code, 1))
         if missing:
             raise StepFailed(f"step {step.name} was to make {', '.join(missing)}, but did not", 1)
         return "done"
