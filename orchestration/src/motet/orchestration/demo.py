@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import textwrap
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from safetensors import safe_open
 
 from motet.tokenizers.errors import UserError
 
+EXPECT = """\
+These models are tiny and have read each picture a few times, in minutes. Pictures come out as blobs in the colours of emoji
+and follow their caption at best by chance, captions are words and fragments, speech is speech-like sound without words.
+What shows that every modality is being learnt is the held-out loss beside the unigram entropy, and the falling error of the
+predicted noise: `motet evaluate` printed both above, docs/demo.md explains them. The same commands with your own corpus, better
+tokenizers and more time give a model worth the name.\
+"""
 WORKFLOW = "examples/demo/workflow.yaml"
 
 
@@ -24,27 +32,30 @@ def workflow_file() -> Path:
 
 def summary(out: Path) -> None:
     """What to open, how small the models are, and what to expect of them."""
-    console = Console()
-    console.rule("what came out")
-    table = Table(box=None, pad_edge=False, show_header=False)
+    lines = ["", "What to open:"]
     for what, path in (
         ("the corpus as tokens: codes", "codes-stats.html"),
         ("the corpus as tokens: latents", "latents-stats.html"),
         ("documents decoded from their tokens", "codes-view.html"),
-        ("loss curves, next token over codes (Chameleon)", "chameleon/curves.svg"),
-        ("loss curves, next token and diffusion (Transfusion)", "transfusion/curves.svg"),
-        ("pictures, captions and speech from codes", "samples-chameleon/index.html"),
-        ("pictures and captions by diffusion", "samples-transfusion/index.html"),
+        ("loss curves: next token over codes (Chameleon)", "chameleon/curves.svg"),
+        ("loss curves: next token and diffusion (Transfusion)", "transfusion/curves.svg"),
+        ("pictures from captions, captions, speech: from codes", "samples-chameleon/index.html"),
+        ("the same with pictures by diffusion", "samples-transfusion/index.html"),
+        ("a WAV spoken from text", "samples-chameleon/012.wav"),
     ):
-        table.add_row(what, str(out / path))
-    console.print(table)
+        lines.append(f"  {what:<53} {out / path}")
+    lines += ["", "The models:"]
     for name in ("chameleon", "transfusion"):
         rows = (out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        tokens, steps = json.loads(rows[-1])["tokens"], len(rows)
-        console.print(f"{name}: {steps} steps, {tokens:,} tokens")
-    console.print(
-        "\nThese models have a few million weights and have seen a few minutes of training: pictures come out as blobs of\n"
-        "about the right colours, captions as fragments, speech as speech-like sound. What shows that every modality is\n"
-        "learnt is the held-out loss beside the unigram entropy: [bold]motet evaluate[/] prints it, docs/demo.md explains it.\n"
-        "The same command with your own corpus, your own tokenizers and more time gives a model worth the name."
-    )
+        lines.append(
+            f"  {name}: {_weights(out / name):,} weights, {len(rows)} steps, {json.loads(rows[-1])['tokens']:,} tokens"
+        )
+    lines += ["", *textwrap.wrap(EXPECT, 100), ""]
+    print("\n".join(lines))
+
+
+def _weights(run: Path) -> int:
+    """How many numbers the newest checkpoint's model has, read from the header of its safetensors file."""
+    newest = sorted((run / "checkpoints").glob("step-*/model.safetensors"))[-1]
+    with safe_open(newest, "numpy") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118

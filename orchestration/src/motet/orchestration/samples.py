@@ -100,7 +100,8 @@ class Sampler:
 
     def suffix(self, modality: str) -> str:
         """File name ending of a modality's media."""
-        return mimetypes.guess_extension(self._tokenizer(modality).spec.media_type.partition(";")[0]) or ".bin"
+        media_type = self._tokenizer(modality).spec.media_type.partition(";")[0]
+        return mimetypes.guess_extension(media_type) or "." + media_type.rpartition("/")[2]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
