@@ -130,6 +130,24 @@ def test_what_a_failed_step_left_is_not_taken_for_what_was_done_before(flow: Pat
     assert run_workflow(fit(300), out, print) == {"bpe": "skipped"}
 
 
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("tokeniz corpus.yaml --out {out}/t", "'tokeniz'.*tokenize.*`motet --help`"),
+        ("tokenizer fitt bpe", "'fitt'.*fit.*`motet tokenizer --help`"),
+        ("train train.yaml --outt {out}/run", "--outt.*--out.*`motet train --help`"),
+        ("train --out {out}/run", "'config'"),
+        ("tokenize corpus.yaml --out {out}/t --workers two", "--workers"),
+    ],
+)
+def test_wrong_words_are_told_before_the_first_step(tmp_path: Path, run: str, message: str) -> None:
+    listing = {"name": "list", "run": "tokenizer list --json"}
+    flow = write(tmp_path / "flow.yaml", {"steps": [listing, {"name": "late", "run": run, "needs": ["list"]}]})
+    with pytest.raises(UserError, match=rf"flow.yaml: steps\.1\.run: .*{message}") as error:
+        run_workflow(flow, tmp_path / "out", print)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_exit_codes() -> None:
     assert run_verb(["--version"]) == 0
     assert run_verb(["stats", "no-such-dataset"]) == 2

@@ -15,6 +15,27 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from motet.tokenizers.errors import UserError
+
+
+def check_words(words: Sequence[str]) -> None:
+    """UserError if `motet` does not take these words: known before a workflow begins, not hours later at that step."""
+    from motet.orchestration.cli import app
+
+    command: Any = typer.main.get_command(app)
+    at, rest = "motet", list(words)
+    try:
+        while rest and not rest[0].startswith("-") and hasattr(command, "resolve_command"):
+            _, command, left = command.resolve_command(command.context_class(command, info_name=at), rest)
+            at, rest = f"{at} {rest[0]}", left
+        if "--help" not in rest and not hasattr(command, "resolve_command"):
+            command.make_context(at, rest)
+    except typer.TyperException as error:
+        raise UserError(f"{error.format_message()} (`{at} --help` shows what there is)") from None
 
 
 def run_verb(words: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ from sqlalchemy import DateTime, Engine, ForeignKey, create_engine, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from motet.orchestration.process import run_verb
+from motet.orchestration.process import check_words, run_verb
 from motet.tokenizers.configuration import Settings, UserError, load_config
 from motet.tokenizers.contract import content_hash
 
@@ -79,9 +79,13 @@ class Workflow(Settings):
         names = [step.name for step in workflow.steps]
         for i, step in enumerate(workflow.steps):
             try:
-                step.placed({"out": "", "here": ""})
+                words, _, _ = step.placed({"out": "", "here": ""})
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
+            try:
+                check_words(words)
+            except UserError as error:
+                raise UserError(f"{path}: steps.{i}.run: {error}") from None
             if names.count(step.name) > 1:
                 raise UserError(f"{path}: steps.{i}.name: '{step.name}' is used twice; names are unique")
             for need in step.needs:
