@@ -36,7 +36,8 @@ class TokenizeConfig(Settings):
         corpus: sources in their order.
         tokenizers: for each modality `use` and that tokenizer's own settings.
         max_reject_fraction: more rejects than this and the command ends with 3.
-        partition_samples, partition_bytes: upper bounds of one partition, the unit of work, of retry and of a shard.
+        partition_samples: most samples with media in one partition, the unit of work, of retry and of a shard.
+        partition_bytes: most bytes of its JSON lines.
     """
 
     corpus: Annotated[tuple[Entry, ...], Field(min_length=1)]
