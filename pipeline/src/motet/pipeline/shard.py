@@ -26,6 +26,7 @@ from motet.tokenizers.contract import TokenizerSpec, Tokens
 FORMAT_VERSION = 1
 ROWS_PER_BATCH = 512
 METADATA_KEY = b"motet"
+CURE = "delete the file, and the same `motet tokenize` writes it again"
 
 
 class DamagedShard(Exception):
@@ -296,9 +297,11 @@ class Shard:
             try:
                 batch = self._file.get_batch(i)
             except (OSError, pa.ArrowInvalid) as error:
-                raise DamagedShard(f"{self.path}: record batch {i} cannot be read: {error}") from None
+                raise DamagedShard(f"{self.path}: record batch {i} cannot be read: {error}; {CURE}") from None
             if self._hashes is not None and batch_hash(batch) != self._hashes[i]:
-                raise DamagedShard(f"{self.path}: record batch {i} is damaged: its bytes are not what was written")
+                raise DamagedShard(
+                    f"{self.path}: record batch {i} is damaged: its bytes are not what was written; {CURE}"
+                )
             self._batches[i] = batch
         return self._batches[i]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +75,9 @@ def fit(
     from motet.tokenizers.registry import find
 
     kind = find(name)
+    progress = logging.getLogger("motet")  # a long fit says there how far it is
+    progress.addHandler(logging.StreamHandler())
+    progress.setLevel(logging.INFO)
     try:
         measured = kind.fit(_raw(samples), out, _settings(set_))
     except TypeError as error:
