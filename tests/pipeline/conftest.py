@@ -2,16 +2,26 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from motet.pipeline.config import TokenizeConfig
+from motet.pipeline.manifest import Manifest, ShardEntry
+from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
 from motet.tokenizers.configuration import validate
+from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.registry import find
 
+SPECS = {
+    "image": TokenizerSpec("vae", "image", "continuous", (), 3, 4.0, "image/png", "i"),
+    "speech": TokenizerSpec("rvq", "speech", "discrete", (16, 16), 0, 40.0, "audio/wav", "s"),
+    "text": TokenizerSpec("bpe", "text", "discrete", (70_000,), 0, None, "text/plain", "t"),
+}
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
 
 
@@ -87,3 +97,35 @@ def configure(tools: Path) -> Callable[..., TokenizeConfig]:
         return validate(data, TokenizeConfig, "test")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with every kind of span, written by hand from a real distribution of lengths."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "shards").mkdir()
+    random = np.random.default_rng(0)
+    writer = ShardWriter(folder / "shards/a.arrow", ShardHeader(tuple(SPECS), SPECS, "h"), ["a"])
+    tokens, spans_of, lengths = dict.fromkeys(SPECS, 0), dict.fromkeys(SPECS, 0), Counter()
+    span_lengths = {modality: Counter() for modality in SPECS}
+    for i in range(1200):
+        n = int(random.lognormal(3, 1))
+        spans = (
+            ("text", Tokens((n,), ids=random.integers(0, 70_000, n))),
+            ("image", Tokens((2, 2), latents=random.normal(size=(4, 3)).astype(np.float16))),
+            ("speech", Tokens((n, 2), ids=random.integers(0, 16, 2 * n))),
+        )
+        for modality, span in spans:
+            tokens[modality] += len(span)
+            spans_of[modality] += 1
+            span_lengths[modality][len(span)] += 1
+        lengths[sum(len(span) for _, span in spans)] += 1
+        writer.write(Document(sample_id("a", str(i), [str(i).encode()]), "a", spans))
+    summary = writer.close()
+    entry = ShardEntry(
+        "shards/a.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes, summary.batch_rows,
+        tokens, spans_of, dict(lengths), {m: dict(h) for m, h in span_lengths.items()}, {}, (),
+    )  # fmt: skip
+    manifest = Manifest(folder, tuple(SPECS), SPECS, "h", ("a",), (entry,), {})
+    (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
+    return folder

@@ -111,6 +111,46 @@ def test_missing_modality_is_a_reject_and_told(corpus: Path, configure, tmp_path
     assert tokenize_corpus(config, corpus, tmp_path / "out").manifest.rejects() == {"no-tokenizer": 1}
 
 
+def test_hostile_names_are_quarantined_or_stored(corpus: Path, configure, tmp_path: Path) -> None:
+    """Names that are not Unicode, absolute, too long or no file, in metadata and on disk; a byte-order mark."""
+    sound = next((corpus / "pictures").glob("*.webp")).read_bytes()
+    names, bare = corpus / "names", corpus / "bare"
+    (names / "folder").mkdir(parents=True)
+    (names / "ok.webp").write_bytes(sound)
+    os.mkfifo(names / "pipe")
+    listed = ["ok.webp", "\ud800.webp", str(names / "ok.webp"), "pipe", "folder", "a\0b", "n" * 5000, "."]
+    rows = "".join(json.dumps({"file_name": name}) + "\n" for name in listed)
+    (names / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    bare.mkdir()
+    (bare / os.fsdecode(b"not-unicode-\xff.webp")).write_bytes(sound)
+    (bare / os.fsdecode(b"broken-\xfe.webp")).write_bytes(sound[:40])
+    config = configure(corpus=[entry(name="names", path="names"), entry(name="bare", path="bare")])
+    result = tokenize_corpus(config, corpus, tmp_path / "out")
+    assert result.manifest.documents == 2 and result.samples == len(listed) + 2
+    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    reasons = {r["position"]: r["reason"] for r in rejects}
+    assert reasons["metadata.jsonl:3"] == "outside-corpus", "an absolute path would differ between machines"
+    assert {reasons[f"metadata.jsonl:{n}"] for n in (2, 6, 7)} == {"unreadable-file"}
+    assert {reasons[f"metadata.jsonl:{n}"] for n in (4, 5, 8)} == {"missing-file"}
+    assert "broken-\\udcfe.webp" in reasons
+    assert str(corpus) not in (tmp_path / "out/manifest.json").read_text(encoding="utf-8")
+    assert tokenize_corpus(config, corpus, tmp_path / "out").done == 0
+
+
+def test_text_files_are_cut_by_bytes_and_read_as_what_they_are(corpus: Path, configure, tmp_path: Path) -> None:
+    folder = corpus / "books"
+    folder.mkdir()
+    text = json.loads((corpus / "text.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"][:9000]
+    for i in range(9):
+        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "none.txt").write_bytes(b"")
+    config = configure(corpus=[{"name": "books", "format": "text", "path": "books"}], partition_bytes=20_000)
+    result = tokenize_corpus(config, corpus, tmp_path / "out")
+    assert result.manifest.rejects() == {"empty-file": 1, "invalid-utf8": 1} and result.manifest.documents == 9
+    assert result.partitions == 5, "two whole files fit into a partition"
+
+
 def entry(**fields: str) -> dict[str, str]:
     return {"name": "pictures", "format": "folder", "path": "pictures", "modality": "image", **fields}
 
@@ -123,10 +163,13 @@ def entry(**fields: str) -> dict[str, str]:
         ({"corpus": [entry(modality="video")]}, "no tokenizer for 'video'"),
         ({"corpus": [entry(), entry()]}, "another entry is called so too"),
         ({"corpus": [entry(format="interleaved")]}, "needs a JSONL file"),
-        ({"tokenizers": {"image": {"use": "vqgam"}}}, "no tokenizer for 'speech'"),
+        ({"corpus": [entry(path="a\0b")]}, "cannot be a path"),
+        ({"corpus": [entry(path="nothing")]}, "holds nothing to tokenize"),
+        ({"tokenizers": {"image": {"use": "vqgam"}}}, "no tokenizer for 'text'"),
     ],
 )
 def test_a_wrong_configuration_is_told_before_anything_is_written(fields, message, corpus, configure, tmp_path) -> None:
+    (corpus / "nothing").mkdir()
     config: TokenizeConfig = configure(**fields)
     with pytest.raises(UserError, match=message):
         tokenize_corpus(config, corpus, tmp_path / "out")
@@ -157,6 +200,9 @@ def test_an_output_that_holds_something_else_is_refused(corpus: Path, configure,
         other = configure(corpus=[{"name": "books", "format": "text", "path": "text.jsonl"}])
         tokenize_corpus(other, corpus, tmp_path / "out")
     assert Manifest.load(tmp_path / "out").documents == 49
+    (corpus / "pictures/metadata.jsonl").unlink()
+    with pytest.raises(UserError, match="lies inside the corpus folder"):
+        tokenize_corpus(configure(), corpus, corpus / "pictures/out")
 
 
 def test_random_bytes_never_stop_a_job(corpus: Path, configure, tmp_path: Path) -> None:

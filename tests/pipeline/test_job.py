@@ -14,6 +14,7 @@ import yaml
 
 from motet.pipeline.job import tokenize_corpus
 from motet.tokenizers.configuration import dump_config
+from motet.tokenizers.errors import UserError
 
 
 def traces(out: Path) -> int:
@@ -110,32 +111,27 @@ def test_what_it_used_starts_it_again(undisturbed, corpus: Path, configure, tmp_
     assert contents(tmp_path / "again") == undisturbed
 
 
-def test_a_killed_worker_is_told_and_what_it_had_done_is_kept(corpus: Path, configure, tmp_path: Path) -> None:
-    from motet.pipeline.engines.local import WorkerLost
+def test_a_folder_that_was_just_begun_is_gone_on_with(undisturbed, corpus: Path, configure, tmp_path: Path) -> None:
+    """Killed before anything but the folder for temporary files was made, and with one of those in it."""
+    (tmp_path / "begun/.tmp").mkdir(parents=True)
+    (tmp_path / "begun/.tmp/half").write_text("half a file")
+    tokenize_corpus(configure(), corpus, tmp_path / "begun")
+    assert contents(tmp_path / "begun") == undisturbed and not list((tmp_path / "begun/.tmp").iterdir())
 
-    killer = """
-import os, signal, sys, threading, time
-from pathlib import Path
-def kill():
-    while not list(Path(sys.argv[1]).glob('commits/*')): time.sleep(0.01)
-    for child in os.popen(f'pgrep -P {os.getpid()}').read().split():
-        if b'spawn_main' in Path(f'/proc/{child}/cmdline').read_bytes(): os.kill(int(child), signal.SIGKILL)
-"""
-    script = tmp_path / "driver.py"
-    script.write_text(
-        killer
-        + f"""
-if __name__ == '__main__':
-    from motet.pipeline.config import TokenizeConfig
-    from motet.pipeline.job import tokenize_corpus
-    from motet.tokenizers.configuration import load_config
-    threading.Thread(target=kill, daemon=True).start()
-    tokenize_corpus(load_config({str(tmp_path / "c.yaml")!r}, TokenizeConfig), Path({str(corpus)!r}), Path(sys.argv[1]), workers=2)
-"""
-    )
-    (tmp_path / "c.yaml").write_text(dump_config(configure()))
-    done = subprocess.run([sys.executable, str(script), str(tmp_path / "out")], capture_output=True, text=True)
-    if done.returncode:  # it may have been through before the blow fell
-        assert WorkerLost.__name__ in done.stderr and "goes on with the rest" in done.stderr
-    result = tokenize_corpus(configure(), corpus, tmp_path / "out")
-    assert result.done < result.partitions and result.manifest.documents == 49
+
+def test_two_jobs_never_write_to_one_folder(undisturbed, corpus: Path, configure, tmp_path: Path) -> None:
+    import fcntl
+
+    lock = os.open(tmp_path / "one/.tmp", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another job is writing there"):
+        tokenize_corpus(configure(), corpus, tmp_path / "one")
+    os.close(lock)
+    assert tokenize_corpus(configure(), corpus, tmp_path / "one").done == 0
+
+
+def test_what_is_not_ours_is_left_alone(undisturbed, corpus: Path, configure, tmp_path: Path) -> None:
+    for name in ("README.md", "shards/notes.txt"):
+        (tmp_path / "one" / name).write_text("mine")
+    tokenize_corpus(configure(partition_samples=5), corpus, tmp_path / "one")
+    assert all((tmp_path / "one" / name).read_text() == "mine" for name in ("README.md", "shards/notes.txt"))

@@ -10,17 +10,19 @@
 | between the last commit and manifest| all commits                      | writes the manifest                              |
 | after the manifest                  | old shards, perhaps              | removes them                                     |
 
-A shard is named by its own hash and a commit by its partition's key, so a rename never replaces other content, and two
-drivers at once only do the same thing twice.
+A shard is named by its own hash and a commit by its partition's key, so a rename never replaces other content, and a
+worker that outlives its killed driver for a moment does no harm. Two drivers at once are refused: the first holds a lock
+on OUT/.tmp, which goes with its process.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from motet.tokenizers.contract import Tokenizer
 
 TEMPORARY = ".tmp"
 CONFIG = "tokenize.yaml"
+PARTS = ("shards", "commits")
 
 
 class Output:
@@ -41,46 +44,72 @@ class Output:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def prepare(self, sources: Iterable[str], config_text: str) -> None:
-        """Make or re-open the folder; UserError if it holds something else or cannot be written."""
-        names = sorted(sources)
+    @contextmanager
+    def claimed(self, sources: Iterable[str], config_text: str) -> Iterator[None]:
+        """Make or re-open the folder, for this job alone.
+
+        UserError if it holds something else, cannot be written, or another job writes to it.
+        """
+        lock = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            present = {p.name for p in self.folder.iterdir()}
-            if present and CONFIG not in present and present != {TEMPORARY}:
+            try:
+                lock = self._open(sorted(sources))
+                for path in (self.folder / TEMPORARY).iterdir():
+                    path.unlink(missing_ok=True)  # of a job that was killed; only this class writes there
+                self._write(CONFIG, config_text)
+                for name in PARTS:
+                    (self.folder / name).mkdir(exist_ok=True)
+            except OSError as error:
                 raise UserError(
-                    f"--out {self.folder}: holds something that is no token dataset; choose an empty folder"
-                )
-            held = {c.name.rsplit("-", 2)[0] for c in self._commits()}
-            if held and not held & set(names):
-                raise UserError(
-                    f"--out {self.folder}: holds tokens of another corpus ({', '.join(sorted(held))}); choose another"
-                )
-            shutil.rmtree(self.folder / TEMPORARY, ignore_errors=True)
-            for name in ("shards", "commits", TEMPORARY):
-                (self.folder / name).mkdir(exist_ok=True)
-            self._write(CONFIG, config_text)
-        except OSError as error:
+                    f"--out {self.folder}: cannot be written: {error.strerror or error}; choose another"
+                ) from None
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _open(self, sources: list[str]) -> int:
+        """Refuse a folder that is not for these sources, then lock it; the lock's descriptor."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        present = {p.name for p in self.folder.iterdir()}
+        if present - {TEMPORARY} and CONFIG not in present:
+            raise UserError(f"--out {self.folder}: holds something that is no token dataset; choose an empty folder")
+        held = {c.name.rsplit("-", 2)[0] for c in self._commits()}
+        if held and not held & set(sources):
             raise UserError(
-                f"--out {self.folder}: cannot be written: {error.strerror or error}; choose another"
+                f"--out {self.folder}: holds tokens of another corpus ({', '.join(sorted(held))}); choose another"
+            )
+        (self.folder / TEMPORARY).mkdir(exist_ok=True)
+        lock = os.open(self.folder / TEMPORARY, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UserError(
+                f"--out {self.folder}: another job is writing there; wait for it, or choose another"
             ) from None
+        except OSError:
+            pass  # a file system without locks: two jobs there may make each other fail, but write nothing wrong
+        return lock
 
     def committed(self, task: Task) -> dict[str, Any] | None:
         """The commit of this task, if there is one and its shard is there too."""
         try:
             commit = json.loads((self.folder / "commits" / task.commit_name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            file, size = commit["entry"]["file"], commit["entry"]["bytes"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        file = commit["entry"]["file"]
-        whole = not file or (
-            (self.folder / file).is_file() and (self.folder / file).stat().st_size == commit["entry"]["bytes"]
-        )
+        whole = not file or ((self.folder / file).is_file() and (self.folder / file).stat().st_size == size)
         return commit if whole else None
 
     def do(self, task: Task, tokenizers: Mapping[str, Tokenizer]) -> None:
         """Tokenize a partition and commit it: what every engine maps over the plan."""
         temporary = self.folder / TEMPORARY / uuid.uuid4().hex
-        outcome = tokenize(task.partition, tokenizers, task.header, temporary)
+        try:
+            outcome = tokenize(task.partition, tokenizers, task.header, temporary)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         entry = outcome.entry
         if entry.rows:
             entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
@@ -100,7 +129,7 @@ class Output:
         self._write("rejects.jsonl", "".join(lines))
         self._write(NAME, manifest.to_text())
         files = {entry.file for entry in manifest.shards}
-        for path in (*self.folder.glob("shards/*"), *self._commits()):
+        for path in (*self.folder.glob("shards/*.arrow"), *self._commits()):
             if f"shards/{path.name}" not in files and path.name not in keep:
                 path.unlink()
 
@@ -116,10 +145,12 @@ class Output:
         self._write(f"commits/{task.commit_name}", json.dumps(commit, ensure_ascii=False))
 
     def _write(self, name: str, text: str) -> None:
-        """Durable and atomic: temporary file, sync, rename, sync of the folder."""
+        """Durable and atomic: temporary file, sync, rename, sync of the folder.
+
+        Half a surrogate pair, as hostile names may have, is written as its escape, which is also how JSON writes it.
+        """
         temporary = self.folder / TEMPORARY / uuid.uuid4().hex
-        temporary.parent.mkdir(exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

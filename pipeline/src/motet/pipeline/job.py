@@ -15,12 +15,13 @@ import numpy as np
 
 from motet.pipeline.commit import Output
 from motet.pipeline.config import Entry, TokenizeConfig
-from motet.pipeline.engines import run_all
+from motet.pipeline.engines import engine_of, run_all
 from motet.pipeline.manifest import Manifest, ShardEntry
-from motet.pipeline.plan import partitions
+from motet.pipeline.plan import METADATA, partitions
 from motet.pipeline.shard import FORMAT_VERSION, ShardHeader
-from motet.pipeline.work import Task, Work
-from motet.tokenizers.configuration import dump_config
+from motet.pipeline.task import Task
+from motet.pipeline.work import Work, Worker
+from motet.tokenizers.configuration import UserError, dump_config
 from motet.tokenizers.contract import TokenizerSpec, content_hash
 from motet.tokenizers.registry import absolute, build
 
@@ -58,6 +59,8 @@ def tokenize_corpus(
 
     Raises UserError for a wrong configuration before anything is written.
     """
+    run = engine_of(engine)
+    out = out.resolve()
     plan = partitions(config, base)
     settings = {m: absolute(s, base, m) for m, s in config.tokenizers.items()}
     tokenizers = {m: build(s, base, m) for m, s in settings.items()}
@@ -68,19 +71,30 @@ def tokenize_corpus(
             "tokenizers": settings,
         }
     )
-    output = Output(out.resolve())
-    output.prepare([entry.name for entry in config.corpus], dump_config(complete))
+    _apart(out, complete)
+    output = Output(out)
+    with output.claimed([entry.name for entry in config.corpus], dump_config(complete)):
+        headers = {entry.name: _header(entry, specs) for entry in config.corpus}
+        tasks = [Task(p, headers[p.entry.name], p.key(headers[p.entry.name].settings_hash)) for p in plan]
+        missing = [task for task in tasks if output.committed(task) is None]
+        used = {modality for task in missing for modality in task.header.modalities}
+        work = Work({m: settings[m] for m in settings if m in used}, out)
+        run_all(run, work, missing, workers, address, Worker(tokenizers, output))
 
-    headers = {entry.name: _header(entry, specs) for entry in config.corpus}
-    tasks = [Task(p, headers[p.entry.name], p.key(headers[p.entry.name].settings_hash)) for p in plan]
-    missing = [task for task in tasks if output.committed(task) is None]
-    run_all(Work(settings, output.folder), missing, engine, workers, address)
-
-    commits = [c for task in tasks if (c := output.committed(task)) is not None]
-    assert len(commits) == len(tasks), "an engine returned without an error, but did not commit every partition"
-    manifest = _manifest(output.folder, config, specs, commits)
-    output.finish(manifest, commits, {task.commit_name for task in tasks})
+        commits = [c for task in tasks if (c := output.committed(task)) is not None]
+        assert len(commits) == len(tasks), "an engine returned without an error, but did not commit every partition"
+        manifest = _manifest(out, config, specs, commits)
+        output.finish(manifest, commits, {task.commit_name for task in tasks})
     return JobResult(manifest, len(missing), len(tasks), sum(manifest.rejects().values()), config.max_reject_fraction)
+
+
+def _apart(out: Path, config: TokenizeConfig) -> None:
+    """UserError if what is written would be found as a part of the corpus the next time."""
+    for entry in config.corpus:
+        folder = Path(entry.path)
+        searched = folder.is_dir() and not (entry.format == "folder" and (folder / METADATA).is_file())
+        if searched and out.is_relative_to(folder):
+            raise UserError(f"--out {out}: lies inside the corpus folder {folder}; choose one beside it")
 
 
 def _header(entry: Entry, specs: dict[str, TokenizerSpec]) -> ShardHeader:

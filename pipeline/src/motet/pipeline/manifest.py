@@ -101,17 +101,20 @@ class Manifest:
             ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read: {error}; run `motet tokenize` again, it re-makes it") from None
-        if data.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"{path}: format {data.get('format_version')}; this motet reads {FORMAT_VERSION}")
-        return cls(
-            folder=Path(folder),
-            modalities=tuple(data["modalities"]),
-            tokenizers={m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()},
-            settings_hash=data["settings_hash"],
-            sources=tuple(data["sources"]),
-            shards=tuple(ShardEntry.from_json(entry) for entry in data["shards"]),
-            codebooks=data["codebooks"],
-        )
+        try:
+            if data["format_version"] != FORMAT_VERSION:
+                raise UserError(f"{path}: format {data['format_version']}; this motet reads {FORMAT_VERSION}")
+            return cls(
+                folder=Path(folder),
+                modalities=tuple(data["modalities"]),
+                tokenizers={m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()},
+                settings_hash=data["settings_hash"],
+                sources=tuple(data["sources"]),
+                shards=tuple(ShardEntry.from_json(entry) for entry in data["shards"]),
+                codebooks=data["codebooks"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: is damaged: {error!r}; run `motet tokenize` again, it re-makes it") from None
 
     def to_text(self) -> str:
         """The file's text: equal manifests give equal bytes. One shard a line, so that it can be read and compared."""
@@ -128,8 +131,8 @@ class Manifest:
         return "\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"]) + "\n"
 
     def open_shard(self, entry: ShardEntry) -> Shard:
-        """A shard, its record batches checked when touched."""
-        return Shard(self.folder / entry.file, entry.batch_hashes)
+        """A shard whose file is what was written; DamagedShard names it if it is not."""
+        return Shard(self.folder / entry.file, entry.batch_hashes, entry.hash)
 
     def rejects(self) -> dict[str, int]:
         """Rejected samples by reason, over all shards."""

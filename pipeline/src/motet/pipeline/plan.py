@@ -21,7 +21,6 @@ from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import content_hash
 
 METADATA = "metadata.jsonl"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Partition:
         index: place among the source's partitions.
         lines: (JSONL file, first byte, end byte, number of the first line), or None.
         files: media files, relative to `root`, if there is no JSONL.
-        versions: (path relative to root, size, modification time in ns) of every file that is read; size -1 if missing.
+        versions: (path relative to root, as `shown`; size; modification time in ns) of every file that is read; size -1
+            if it is missing.
     """
 
     entry: Entry
@@ -43,6 +43,11 @@ class Partition:
     lines: tuple[str, int, int, int] | None
     files: tuple[str, ...]
     versions: tuple[tuple[str, int, int], ...]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.entry.name}, partition {self.index} ({self.versions[0][0]})"
 
     @property
     def size(self) -> int:
@@ -66,24 +71,41 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
         if entry.name in names:
             raise UserError(f"{where}: name: another entry is called so too; choose a name of its own")
         names.add(entry.name)
-        path = (base / entry.path).resolve()
-        if not path.exists():
-            raise UserError(f"{where}: path: {path} does not exist; paths are relative to the configuration file")
+        try:
+            path = (base / entry.path).resolve()
+            if not path.exists():
+                raise UserError(f"{where}: path: {path} does not exist; paths are relative to the configuration file")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{where}: path: {entry.path!r} cannot be a path: {error}") from None
         if not os.access(path, os.R_OK):
             raise UserError(f"{where}: path: {path} cannot be read; check its permissions")
-        for modality in _needed(entry, where):
+        for modality in _needed(entry, path, where):
             if modality not in config.tokenizers:
                 raise UserError(f"{where}: there is no tokenizer for '{modality}'; add one under tokenizers")
-        plan.extend(_source(entry, path, base, config, where))
+        found = list(_source(entry, path, base, config, where))
+        if not found:
+            raise UserError(f"{where}: path: {path} holds nothing to tokenize; correct it or remove the entry")
+        plan.extend(found)
     return plan
 
 
-def _needed(entry: Entry, where: str) -> list[str]:
-    if entry.format == "folder":
-        if entry.modality is None:
-            raise UserError(f"{where}: modality: a folder needs one, for example image")
-        return [entry.modality]
-    return ["text"] if entry.format == "text" else []
+def shown(name: str) -> str:
+    """A file's name as text that can be stored; a name need not be Unicode (its other bytes are shown as escapes)."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _needed(entry: Entry, path: Path, where: str) -> list[str]:
+    """Modalities that cannot be missing: those the entry says, and text if a folder's first row has a caption."""
+    if entry.format != "folder":
+        return ["text"] if entry.format == "text" else []
+    if entry.modality is None:
+        raise UserError(f"{where}: modality: a folder needs one, for example image")
+    try:
+        with open(path / METADATA, "rb") as lines:
+            captioned = json.loads(lines.readline()).get("text") is not None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        captioned = False  # no metadata, or a first row that will be rejected
+    return [entry.modality, *(["text"] if captioned else [])]
 
 
 def _source(entry: Entry, path: Path, base: Path, config: TokenizeConfig, where: str) -> Iterator[Partition]:
@@ -91,16 +113,16 @@ def _source(entry: Entry, path: Path, base: Path, config: TokenizeConfig, where:
     if entry.format == "folder":
         if not path.is_dir():
             raise UserError(f"{where}: path: {path} is a file; format 'folder' needs a folder")
-        if (path / METADATA).exists():
+        if (path / METADATA).is_file():
             yield from _lines(entry, path, path / METADATA, samples, size)
         else:
             files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-            yield from _files(entry, path, files, samples)
+            yield from _files(entry, path, files, samples, None)
         return
     if entry.format == "text" and (path.is_dir() or path.suffix == ".txt"):
         root = path if path.is_dir() else path.parent
         found = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-        yield from _files(entry, root, [p.relative_to(root).as_posix() for p in found], samples)
+        yield from _files(entry, root, [p.relative_to(root).as_posix() for p in found], samples, size)
         return
     if path.is_dir():
         raise UserError(f"{where}: path: {path} is a folder; format '{entry.format}' needs a JSONL file")
@@ -112,8 +134,8 @@ def _source(entry: Entry, path: Path, base: Path, config: TokenizeConfig, where:
 
 def _lines(entry: Entry, root: Path, path: Path, samples: int | None, size: int) -> Iterator[Partition]:
     """Ranges of a JSONL file that end at line ends, with the media that its lines name."""
-    file = os.path.relpath(path, root)
-    own = _version(root, file)
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    own = (shown(name), *_version(path)[1:])
     index = begin = first = end = number = 0
     media: list[str] = []
     with open(path, "rb") as lines:
@@ -129,10 +151,17 @@ def _lines(entry: Entry, root: Path, path: Path, samples: int | None, size: int)
         yield Partition(entry, root, index, (str(path), begin, end, first), (), versions)
 
 
-def _files(entry: Entry, root: Path, files: list[str], samples: int) -> Iterator[Partition]:
-    for index, begin in enumerate(range(0, len(files), samples)):
-        some = files[begin : begin + samples]
-        yield Partition(entry, root, index, None, tuple(some), tuple(_version(root, name) for name in some))
+def _files(entry: Entry, root: Path, files: list[str], samples: int, size: int | None) -> Iterator[Partition]:
+    """Ranges of files: at most `samples` of them, and at most `size` bytes, if that matters, unless one alone is larger."""
+    index = begin = total = 0
+    versions = [_version(root, name) for name in files]
+    for i, (_, own, _) in enumerate(versions):
+        if i > begin and (i - begin == samples or (size is not None and total + own > size)):
+            yield Partition(entry, root, index, None, tuple(files[begin:i]), tuple(versions[begin:i]))
+            index, begin, total = index + 1, i, 0
+        total += own
+    if files:
+        yield Partition(entry, root, index, None, tuple(files[begin:]), tuple(versions[begin:]))
 
 
 def media_of(entry: Entry, line: bytes) -> list[str]:
@@ -150,9 +179,9 @@ def media_of(entry: Entry, line: bytes) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _version(root: Path, name: str) -> tuple[str, int, int]:
+def _version(root: Path, name: str = "") -> tuple[str, int, int]:
     try:
         status = os.stat(root / name)
     except (OSError, ValueError):
-        return name, -1, 0
-    return name, status.st_size, status.st_mtime_ns
+        return shown(name), -1, 0
+    return shown(name), status.st_size, status.st_mtime_ns

@@ -108,7 +108,10 @@ class ShardHeader:
             version = data["format_version"]
             if version == FORMAT_VERSION:
                 specs = {m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()}
-                return cls(tuple(data["modalities"]), specs, data["settings_hash"])
+                modalities = tuple(data["modalities"])
+                if set(modalities) <= set(specs):
+                    return cls(modalities, specs, data["settings_hash"])
+                raise KeyError(f"modalities {modalities}, tokenizers of {tuple(specs)}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedShard(f"{where}: its header is damaged: {error!r}") from None
         raise DamagedShard(f"{where}: shard format {version}; this motet reads {FORMAT_VERSION}")
@@ -224,13 +227,17 @@ def batch_hash(batch: pa.RecordBatch) -> str:
     give the same hash.
     """
     state = xxhash.xxh3_64()
+    for buffer in _buffers(batch):
+        state.update(buffer.size.to_bytes(8, "little"))
+        state.update(buffer)
+    return state.hexdigest()
+
+
+def _buffers(batch: pa.RecordBatch) -> Iterator[pa.Buffer]:
+    """All that a record batch points to, the names of the sources too."""
     for column in batch.columns:
         names = column.dictionary.buffers() if isinstance(column, pa.DictionaryArray) else []
-        for buffer in (*column.buffers(), *names):
-            if buffer is not None:
-                state.update(buffer.size.to_bytes(8, "little"))
-                state.update(buffer)
-    return state.hexdigest()
+        yield from (buffer for buffer in (*column.buffers(), *names) if buffer is not None)
 
 
 class _HashingFile:
@@ -270,15 +277,25 @@ class _HashingFile:
 
 
 class Shard:
-    """A memory-mapped shard. Record batches are checked against the manifest's hashes when first touched."""
+    """A memory-mapped shard. Record batches are checked against the manifest's hashes when first touched.
 
-    def __init__(self, path: Path, batch_hashes: Sequence[str] | None = None):
+    With `file_hash` the whole file is checked before any of it is parsed: Arrow trusts the lengths and types that stand
+    beside the data, so a flipped bit among them could give wrong tokens, or end the process.
+    """
+
+    def __init__(self, path: Path, batch_hashes: Sequence[str] | None = None, file_hash: str | None = None):
         self.path = path
         try:
-            self._file = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DamagedShard(f"{path}: not a readable shard: {error}") from None
+            whole = pa.memory_map(str(path)).read_buffer()
+            self._begin, self._end = whole.address, whole.address + whole.size
+            if file_hash is not None and xxhash.xxh3_128_hexdigest(whole) != file_hash:
+                raise DamagedShard(f"{path}: is damaged: its bytes are not what was written; {CURE}")
+            self._file = pa.ipc.open_file(whole)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DamagedShard(f"{path}: not a readable shard: {error}; {CURE}") from None
         self.header = ShardHeader.of(self._file.schema, str(path))
+        if not self._file.schema.equals(self.header.schema()):
+            raise DamagedShard(f"{path}: its columns are not those that its header asks for; {CURE}")
         self._hashes = batch_hashes
         if batch_hashes is not None and len(batch_hashes) != self._file.num_record_batches:
             raise DamagedShard(
@@ -296,8 +313,11 @@ class Shard:
         if i not in self._batches:
             try:
                 batch = self._file.get_batch(i)
-            except (OSError, pa.ArrowInvalid) as error:
+                batch.validate()
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise DamagedShard(f"{self.path}: record batch {i} cannot be read: {error}; {CURE}") from None
+            if any(b.size and not self._begin <= b.address <= self._end - b.size for b in _buffers(batch)):
+                raise DamagedShard(f"{self.path}: record batch {i} is damaged: it points out of the file; {CURE}")
             if self._hashes is not None and batch_hash(batch) != self._hashes[i]:
                 raise DamagedShard(
                     f"{self.path}: record batch {i} is damaged: its bytes are not what was written; {CURE}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.pipeline.plan import Partition
+from motet.pipeline.plan import Partition, shown
 from motet.tokenizers.contract import BadSample, content_hash
 
 MAX_FILE = 1 << 30
@@ -47,7 +47,7 @@ def read(partition: Partition, note: Callable[[str, bytes], None]) -> Iterator[R
     if partition.lines is None:
         modality = "text" if partition.entry.format == "text" else str(partition.entry.modality)
         for name in partition.files:
-            yield _attempt(name, b"", lambda name=name: ((modality, _file(partition.root, name, note)),))  # type: ignore[misc]
+            yield _attempt(shown(name), b"", lambda name=name: ((modality, _file(partition.root, name, note)),))  # type: ignore[misc]
         return
     file, begin, end, number = partition.lines
     parts = {"folder": _captioned, "interleaved": _interleaved, "text": _text}[partition.entry.format]
@@ -58,7 +58,7 @@ def read(partition: Partition, note: Callable[[str, bytes], None]) -> Iterator[R
     for i, line in enumerate(block.split(b"\n")):
         if not line.strip():
             continue  # a blank line is no sample
-        position = f"{Path(file).name}:{number + i + 1}"
+        position = f"{shown(Path(file).name)}:{number + i + 1}"
         yield _attempt(position, line, lambda line=line: parts(_row(line), partition, note))  # type: ignore[misc]
 
 
@@ -71,7 +71,7 @@ def _attempt(position: str, line: bytes, parts: Callable[[], tuple[tuple[str, by
 
 def _row(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a byte-order mark
     except UnicodeDecodeError as error:
         raise BadSample("invalid-utf8", str(error)) from None
     except (ValueError, RecursionError) as error:
@@ -123,10 +123,10 @@ def _string(value: Any, where: str) -> bytes:
 
 
 def _file(root: Path, name: str, note: Callable[[str, bytes], None]) -> bytes:
-    """A media file's bytes; it must lie inside the corpus folder, links followed."""
+    """A media file's bytes; its path is relative and leads to inside the corpus folder, links followed."""
     try:
         path = (root / name).resolve()
-        if not path.is_relative_to(root.resolve()):
+        if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
             raise BadSample("outside-corpus", f"{name} leads out of the corpus folder")
         if not path.is_file():
             raise BadSample("missing-file", name)
@@ -134,6 +134,6 @@ def _file(root: Path, name: str, note: Callable[[str, bytes], None]) -> bytes:
             raise BadSample("file-too-large", f"{name}: {path.stat().st_size} bytes")
         data = path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
-        raise BadSample("unreadable-file", f"{name}: {error}") from None
-    note(name, data)
+        raise BadSample("unreadable-file", f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    note(shown(name), data)
     return data

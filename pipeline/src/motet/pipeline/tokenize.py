@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,12 @@ from motet.tokenizers.contract import BadSample, Tokenizer, Tokens, content_hash
 
 CHUNK = 128
 """Samples that are loaded and encoded together: a multiple of what tokenizers batch, small enough for memory."""
+CHUNK_BYTES = 64 << 20
+"""Bytes of raw samples after which a chunk ends early."""
+
+
+class BrokenTokenizer(Exception):
+    """A tokenizer failed otherwise than by BadSample, or returned what its spec does not allow: a bug in it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def tokenize(partition: Partition, tokenizers: Mapping[str, Tokenizer], header: 
     use = {m: [np.zeros(size, np.int64) for size in s.codebooks] for m, s in header.tokenizers.items() if s.codebooks}
     rejects: list[Reject] = []
     samples = read(partition, note)
-    while chunk := list(islice(samples, CHUNK)):
+    while chunk := _chunk(samples):
         for outcome in _encode(chunk, tokenizers, partition.entry.name):
             if isinstance(outcome, Reject):
                 rejects.append(outcome)
@@ -83,6 +88,16 @@ def tokenize(partition: Partition, tokenizers: Mapping[str, Tokenizer], header: 
     return Outcome(entry, tuple(rejects), {m: [c.tolist() for c in counts] for m, counts in use.items()})
 
 
+def _chunk(samples: Iterator[RawSample | Reject]) -> list[RawSample | Reject]:
+    """The next samples, up to CHUNK or CHUNK_BYTES; none at the end."""
+    chunk: list[RawSample | Reject] = []
+    size = 0
+    while len(chunk) < CHUNK and size < CHUNK_BYTES and (sample := next(samples, None)) is not None:
+        chunk.append(sample)
+        size += 0 if isinstance(sample, Reject) else sum(len(data) for _, data in sample.parts)
+    return chunk
+
+
 def _encode(
     chunk: list[RawSample | Reject], tokenizers: Mapping[str, Tokenizer], source: str
 ) -> Iterator[Document | Reject]:
@@ -98,15 +113,18 @@ def _encode(
     spans: dict[tuple[int, int], Tokens] = {}
     for modality, at in places.items():
         values = [loaded[i][j][1] for i, j in at]  # type: ignore[index]
+        where = f"{chunk[at[0][0]].position} to {chunk[at[-1][0]].position}"
         try:
-            encoded = tokenizers[modality].encode(values)
+            encoded = _checked(tokenizers[modality], values, where)
         except BadSample:
             encoded = None  # one of them; find out which
         for n, (i, j) in enumerate(at):
             if isinstance(loaded[i], Reject):
                 continue
             try:
-                spans[i, j] = encoded[n] if encoded else tokenizers[modality].encode([values[n]])[0]
+                spans[i, j] = (
+                    encoded[n] if encoded else _checked(tokenizers[modality], [values[n]], chunk[i].position)[0]
+                )
             except BadSample as bad:
                 loaded[i] = _reject(chunk[i], bad)  # type: ignore[arg-type]
     for i, (sample, parts) in enumerate(zip(chunk, loaded, strict=True)):
@@ -116,6 +134,30 @@ def _encode(
             found = tuple((modality, spans[i, j]) for j, (modality, _) in enumerate(parts))
             identity = sample_id(source, sample.position, [data for _, data in sample.parts])
             yield Document(identity, source, found)
+
+
+def _checked(tokenizer: Tokenizer, samples: list[Any], where: str) -> list[Tokens]:
+    """`tokenizer.encode(samples)`, held against its spec; BrokenTokenizer says where what it gave cannot be stored."""
+    spec = tokenizer.spec
+    try:
+        encoded = tokenizer.encode(samples)
+    except BadSample:
+        raise
+    except Exception as error:
+        raise BrokenTokenizer(f"{where}: {spec.name}.encode: {type(error).__name__}: {error}") from error
+    sizes = np.array(spec.codebooks or (0,))
+    wrong = f"{len(encoded)} spans for {len(samples)} samples" if len(encoded) != len(samples) else ""
+    for tokens in encoded:
+        if spec.kind == "continuous":
+            if tokens.latents is None or tokens.latents.shape != (len(tokens), spec.latent_dim):
+                wrong = f"latents that are not [{len(tokens)}, {spec.latent_dim}] for a grid of {tokens.shape}"
+        elif tokens.ids is None or tokens.ids.shape != (len(tokens),) or len(tokens) % len(sizes):
+            wrong = f"ids that are not [{len(tokens)}] for a grid of {tokens.shape}, {len(sizes)} codebooks"
+        elif len(tokens) and ((ids := tokens.ids.reshape(-1, len(sizes))).min() < 0 or (ids >= sizes).any()):
+            wrong = f"ids up to {ids.max()} (the smallest is {ids.min()}); its codebooks have {sizes.tolist()}"
+    if wrong:
+        raise BrokenTokenizer(f"{where}: {spec.name}.encode gave {wrong}; `motet tokenizer check` tells more")
+    return encoded
 
 
 def _load(sample: RawSample, tokenizers: Mapping[str, Tokenizer]) -> Reject | list[tuple[str, Any]]:
@@ -128,6 +170,9 @@ def _load(sample: RawSample, tokenizers: Mapping[str, Tokenizer]) -> Reject | li
         return parts
     except BadSample as bad:
         return _reject(sample, bad)
+    except Exception as error:
+        name = tokenizers[modality].spec.name
+        raise BrokenTokenizer(f"{sample.position}: {name}.load: {type(error).__name__}: {error}") from error
 
 
 def _reject(sample: RawSample, bad: BadSample) -> Reject:

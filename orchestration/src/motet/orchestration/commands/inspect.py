@@ -68,7 +68,7 @@ def verify(
     """
     from motet.pipeline.manifest import Manifest
     from motet.pipeline.progress import shown
-    from motet.pipeline.verify import strangers
+    from motet.pipeline.verify import strangers, whole
     from motet.pipeline.verify import verify as check
 
     manifest = Manifest.load(dataset)
@@ -81,6 +81,7 @@ def verify(
 
     for _ in shown(checked(), sum(entry.bytes for entry in manifest.shards), "B", "verify"):
         pass
+    problems.extend(whole(manifest))
     others = strangers(manifest)
     if as_json:
         typer.echo(json.dumps({"shards": len(manifest.shards), "problems": problems, "strangers": others}))

@@ -1,33 +1,39 @@
 """Engines rent out workers: each maps the same function over the same tasks, and knows nothing of tokens.
 
-tasks --`run_all`--> local process pool | Ray actors --`Work.start().do(task)`--> commits
+tasks --`run_all`--> this process | local process pool | Ray actors --`Worker.do(task)`--> commits
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from motet.pipeline.progress import shown
 from motet.pipeline.task import Task
-from motet.pipeline.work import Work
+from motet.pipeline.work import Work, Worker
 from motet.tokenizers.configuration import UserError
 
+Engine = Callable[[Work, Sequence[Task], int, str | None, Worker], Iterator[int]]
+"""(what workers load, tasks, workers, address, a worker in this process) -> sizes of the tasks as they are done."""
 
-def run_all(work: Work, tasks: Sequence[Task], engine: str, workers: int, address: str | None = None) -> None:
-    """Do every task on `workers` workers of an engine (`local` or `ray`), with progress in bytes of input."""
-    if not tasks:
-        return
-    if engine == "local":
+
+def engine_of(name: str) -> Engine:
+    """The engine called `local` or `ray`; UserError if there is none, or it is not installed."""
+    if name == "local":
         from motet.pipeline.engines.local import run
 
-        done = run(work, tasks, workers)
-    elif engine == "ray":
+        return run
+    if name == "ray":
         try:
             from motet.pipeline.engines.ray import run as run_on_ray
         except ImportError as error:
             raise UserError(f"--engine ray: {error}; install motet-pipeline[ray]") from None
-        done = run_on_ray(work, tasks, workers, address)
-    else:
-        raise UserError(f"--engine {engine}: there are 'local' and 'ray'")
-    for _ in shown(done, sum(task.partition.size for task in tasks), "B", "tokenize"):
-        pass
+        return run_on_ray
+    raise UserError(f"--engine {name}: there are 'local' and 'ray'")
+
+
+def run_all(engine: Engine, work: Work, tasks: Sequence[Task], workers: int, address: str | None, here: Worker) -> None:
+    """Do every task on `workers` workers, with progress in bytes of input; `here` is a worker in this process."""
+    if tasks:
+        done = engine(work, tasks, workers, address, here)
+        for _ in shown(done, sum(task.partition.size for task in tasks), "B", "tokenize"):
+            pass

@@ -1,0 +1,142 @@
+"""Damage of any bit is found by `verify` and refused when read; counts and commits are held against the manifest."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from motet.pipeline.job import tokenize_corpus
+from motet.pipeline.manifest import Manifest, ShardEntry
+from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
+from motet.pipeline.verify import Counts, _batch, strangers, verify, whole
+from motet.tokenizers.contract import Tokens
+from motet.tokenizers.errors import UserError
+
+
+def problems(manifest: Manifest) -> list[str]:
+    return [problem for _, found in verify(manifest) for problem in found] + whole(manifest)
+
+
+def test_every_flipped_bit_is_found(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    manifest = Manifest.load(dataset)
+    (tmp_path / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
+    raw = (dataset / "shards/a.arrow").read_bytes()
+    copy, random = tmp_path / "shards/a.arrow", np.random.default_rng(1)
+    spots = [*random.integers(0, len(raw), 60).tolist(), 0, 9, len(raw) - 1, len(raw) - 20]
+    for at in spots:
+        damaged = bytearray(raw)
+        damaged[at] ^= 1 << int(random.integers(8))
+        copy.write_bytes(damaged)
+        ((_, problems),) = verify(Manifest.load(tmp_path))
+        assert problems and all("shards/a.arrow" in problem for problem in problems), at
+    copy.write_bytes(raw[:-1000])
+    assert [p for _, problems in verify(Manifest.load(tmp_path)) for p in problems]
+    copy.unlink()
+    assert next(verify(Manifest.load(tmp_path)))[1] == ["shards/a.arrow: is missing"]
+    copy.write_bytes(raw)
+    (tmp_path / "shards/b.arrow").write_bytes(raw)
+    assert next(verify(Manifest.load(tmp_path)))[1] == [] and strangers(manifest) == []
+    assert strangers(Manifest.load(tmp_path)) == ["shards/b.arrow"]
+
+
+def test_every_flipped_bit_beside_the_data_is_refused_by_name(dataset: Path, tmp_path: Path) -> None:
+    """Lengths, types and offsets of a small file, which Arrow trusts: unchecked they give other tokens or end Python."""
+    (tmp_path / "shards").mkdir()
+    file, specs = tmp_path / "shards/small.arrow", Manifest.load(dataset).tokenizers
+    writer = ShardWriter(file, ShardHeader(tuple(specs), specs, "h"), ["a"])
+    for i in range(4):
+        spans = (("text", Tokens((3,), ids=np.arange(3))), ("speech", Tokens((1, 2), ids=np.arange(2))))
+        writer.write(Document(bytes([i]) * 16, "a", spans))
+    summary = writer.close()
+    manifest = Manifest.load(_manifest_of(tmp_path, summary, specs))
+    assert problems(manifest) == []
+    raw, random = file.read_bytes(), np.random.default_rng(0)
+    for at in random.permutation(len(raw))[:700].tolist():
+        damaged = bytearray(raw)
+        damaged[at] ^= 1 << int(random.integers(8))
+        file.unlink()  # never under the feet of a mapping
+        file.write_bytes(damaged)
+        with pytest.raises(DamagedShard, match=r"small\.arrow: is damaged"):
+            manifest.open_shard(manifest.shards[0])
+        assert any("small.arrow" in problem for problem in problems(manifest)), at
+
+
+def _manifest_of(folder: Path, summary, specs) -> Path:
+    entry = ShardEntry(
+        "shards/small.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes,
+        summary.batch_rows, {"speech": 8, "text": 12}, {"speech": 4, "text": 4}, {5: 4},
+        {"speech": {2: 4}, "text": {3: 4}}, {}, (),
+    )  # fmt: skip
+    manifest = Manifest(folder, tuple(specs), specs, "h", ("a",), (entry,), {})
+    (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
+    return folder
+
+
+def test_verify_finds_wrong_ids_and_broken_spans(dataset: Path, tmp_path: Path) -> None:
+    specs = Manifest.load(dataset).tokenizers
+    header = ShardHeader(tuple(specs), specs, "h")
+    wrong = [
+        (("speech", Tokens((1, 2), ids=np.array([3, 16]))), "codebook 1, is 16"),
+        (("speech", Tokens((3, 2), ids=np.array([1, 2]))), "2 ids for 6 discrete tokens"),
+        (("image", Tokens((1, 1), latents=np.array([[np.nan, 0, 0]], np.float16))), "not a finite number"),
+    ]
+    for i, (one, message) in enumerate(wrong):
+        writer = ShardWriter(tmp_path / f"{i}.arrow", header, ["a"])
+        writer.write(Document(bytes(16), "a", (one,)))
+        writer.close()
+        shard = Shard(tmp_path / f"{i}.arrow")
+        assert any(message in problem for problem in _batch(shard.batch(0), shard, Counts())), message
+
+
+@pytest.fixture
+def tokenized(corpus: Path, configure, tmp_path: Path) -> Path:
+    with open(corpus / "text.jsonl", "a", encoding="utf-8") as rows:
+        rows.write("no json\n")
+    tokenize_corpus(configure(), corpus, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_tokenized_corpus_is_sound_with_its_commits_or_without(tokenized: Path) -> None:
+    assert problems(Manifest.load(tokenized)) == []
+    (tokenized / "commits").rename(tokenized.parent / "elsewhere")
+    assert problems(Manifest.load(tokenized)) == []
+
+
+def test_a_manifest_that_says_something_else_is_found(tokenized: Path) -> None:
+    text = (tokenized / "manifest.json").read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    shard = manifest["shards"][0]
+    length = next(iter(shard["lengths"]))
+    changes = [
+        (lambda m, s: s["tokens"].__setitem__("image", s["tokens"]["image"] + 1), "tokens: "),
+        (lambda m, s: s["lengths"].__setitem__(length, s["lengths"][length] + 1), "lengths: "),
+        (lambda m, s: s.__setitem__("rows", s["rows"] - 1), "sound documents, the manifest says"),
+        (lambda m, s: s["rejects"].__setitem__("not-json", 3), "rejects.jsonl"),
+        (lambda m, s: s["inputs"][0].__setitem__("size", 1), "no commit says the same"),
+        (lambda m, s: m["codebooks"]["image"][0].__setitem__(0, 10**6), "use of codebooks"),
+        (lambda m, s: m["sources"].reverse(), "its sources are"),
+        (lambda m, s: s.__setitem__("partition", 7), "without a gap"),
+        (lambda m, s: m["tokenizers"]["image"].__setitem__("hash", "0"), "not by the manifest's tokenizer"),
+    ]
+    for change, message in changes:
+        changed = json.loads(text)
+        change(changed, changed["shards"][0])
+        (tokenized / "manifest.json").write_text(json.dumps(changed), encoding="utf-8")
+        assert any(message in problem for problem in problems(Manifest.load(tokenized))), message
+    for damaged in (text.replace('"shards"', '"shardz"'), text.replace('"rows"', '"rowz"', 1), text[:-9], "[]"):
+        (tokenized / "manifest.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(UserError, match=r"manifest\.json: (is damaged|cannot be read)"):
+            Manifest.load(tokenized)
+
+
+def test_a_damaged_shard_is_made_again_after_it_was_deleted(tokenized: Path, corpus: Path, configure) -> None:
+    before = (tokenized / "manifest.json").read_bytes()
+    file = next((tokenized / "shards").glob("text-*"))
+    raw = file.read_bytes()
+    file.write_bytes(raw[:2000] + bytes([raw[2000] ^ 1]) + raw[2001:])
+    assert any(file.name in problem and "delete the file" in problem for problem in problems(Manifest.load(tokenized)))
+    file.unlink()
+    assert tokenize_corpus(configure(), corpus, tokenized).done == 1
+    assert (tokenized / "manifest.json").read_bytes() == before and file.read_bytes() == raw
