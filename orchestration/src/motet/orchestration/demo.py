@@ -41,9 +41,9 @@ def summary(out: Path) -> None:
         ("loss curves: next token and diffusion (Transfusion)", "transfusion/curves.svg"),
         ("pictures from captions, captions, speech: from codes", "samples-chameleon/index.html"),
         ("the same with pictures by diffusion", "samples-transfusion/index.html"),
-        ("a WAV spoken from text", "samples-chameleon/012.wav"),
+        ("sound spoken from text", "samples-chameleon/*.wav"),
     ):
-        lines.append(f"  {what:<53} {out / path}")
+        lines += [f"  {what:<53} {place}" for place in sorted(out.glob(path))]
     lines += ["", "The models:"]
     for name in ("chameleon", "transfusion"):
         rows = (out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

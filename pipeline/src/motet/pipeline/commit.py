@@ -5,6 +5,7 @@
 
 | killed                              | what is there                    | what the same command does                      |
 |-------------------------------------|----------------------------------|-------------------------------------------------|
+| before the configuration is there   | an empty folder, or .tmp in it   | goes on                                         |
 | while tokenizing                    | a file in .tmp                   | removes it, tokenizes the partition again        |
 | between shard and commit            | a shard without a commit         | writes the same bytes under the same name, commits |
 | between the last commit and manifest| all commits                      | writes the manifest                              |

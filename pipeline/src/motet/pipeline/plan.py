@@ -33,7 +33,7 @@ class Partition:
         index: place among the source's partitions.
         lines: (JSONL file, first byte, end byte, number of the first line), or None.
         files: media files, relative to `root`, if there is no JSONL.
-        versions: (path relative to root, as `shown`; size; modification time in ns) of every file that is read; size -1
+        versions: (path relative to root, as `printable`; size; modification time in ns) of every file that is read; size -1
             if it is missing.
     """
 
@@ -89,8 +89,8 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
     return plan
 
 
-def shown(name: str) -> str:
-    """A file's name as text that can be stored; a name need not be Unicode (its other bytes are shown as escapes)."""
+def printable(name: str) -> str:
+    """A file's name as text that can be stored; a name need not be Unicode (its other bytes are printable as escapes)."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -135,7 +135,7 @@ def _source(entry: Entry, path: Path, base: Path, config: TokenizeConfig, where:
 def _lines(entry: Entry, root: Path, path: Path, samples: int | None, size: int) -> Iterator[Partition]:
     """Ranges of a JSONL file that end at line ends, with the media that its lines name."""
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-    own = (shown(name), *_version(path)[1:])
+    own = (printable(name), *_version(path)[1:])
     index = begin = first = end = number = 0
     media: list[str] = []
     with open(path, "rb") as lines:
@@ -183,5 +183,5 @@ def _version(root: Path, name: str = "") -> tuple[str, int, int]:
     try:
         status = os.stat(root / name)
     except (OSError, ValueError):
-        return shown(name), -1, 0
-    return shown(name), status.st_size, status.st_mtime_ns
+        return printable(name), -1, 0
+    return printable(name), status.st_size, status.st_mtime_ns

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.pipeline.plan import Partition, shown
+from motet.pipeline.plan import Partition, printable
 from motet.tokenizers.contract import BadSample, content_hash
 
 MAX_FILE = 1 << 30
@@ -47,7 +47,7 @@ def read(partition: Partition, note: Callable[[str, bytes], None]) -> Iterator[R
     if partition.lines is None:
         modality = "text" if partition.entry.format == "text" else str(partition.entry.modality)
         for name in partition.files:
-            yield _attempt(shown(name), b"", lambda name=name: ((modality, _file(partition.root, name, note)),))  # type: ignore[misc]
+            yield _attempt(printable(name), b"", lambda name=name: ((modality, _file(partition.root, name, note)),))  # type: ignore[misc]
         return
     file, begin, end, number = partition.lines
     parts = {"folder": _captioned, "interleaved": _interleaved, "text": _text}[partition.entry.format]
@@ -58,7 +58,7 @@ def read(partition: Partition, note: Callable[[str, bytes], None]) -> Iterator[R
     for i, line in enumerate(block.split(b"\n")):
         if not line.strip():
             continue  # a blank line is no sample
-        position = f"{shown(Path(file).name)}:{number + i + 1}"
+        position = f"{printable(Path(file).name)}:{number + i + 1}"
         yield _attempt(position, line, lambda line=line: parts(_row(line), partition, note))  # type: ignore[misc]
 
 
@@ -135,5 +135,5 @@ def _file(root: Path, name: str, note: Callable[[str, bytes], None]) -> bytes:
         data = path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
         raise BadSample("unreadable-file", f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    note(shown(name), data)
+    note(printable(name), data)
     return data

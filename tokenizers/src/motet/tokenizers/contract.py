@@ -19,6 +19,8 @@ import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
+from motet.tokenizers.errors import UserError
+
 
 class BadSample(Exception):
     """One raw sample cannot become a document; it is quarantined and the job goes on.
@@ -133,9 +135,10 @@ class Tokenizer(ABC):
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         """Fit a new tokenizer on raw files and write it into the folder `out`; returns what was measured.
 
-        `settings` are the keyword options of this tokenizer's fit. Only what can be fitted overrides this.
+        `settings` are the keyword options of this tokenizer's fit. Only what can be fitted overrides this; of the others
+        it raises UserError.
         """
-        raise TypeError(f"{cls.__name__} cannot be fitted: it is used with given weights")
+        raise UserError(f"{cls.__name__} cannot be fitted: give it weights by path or hub id")
 
 
 def content_hash(*parts: Any) -> str:

@@ -71,17 +71,13 @@ def fit(
 
     Example: `motet tokenizer fit bpe --samples books.jsonl --out bpe --set vocabulary=32000`
     """
-    from motet.tokenizers.errors import UserError
     from motet.tokenizers.registry import find
 
     kind = find(name)
     progress = logging.getLogger("motet")  # a long fit says there how far it is
     progress.addHandler(logging.StreamHandler())
     progress.setLevel(logging.INFO)
-    try:
-        measured = kind.fit(_raw(samples), out, _settings(set_))
-    except TypeError as error:
-        raise UserError(f"tokenizer fit {name}: {error}") from None
+    measured = kind.fit(_raw(samples), out, _settings(set_))
     if as_json:
         typer.echo(json.dumps(measured))
         return
