@@ -90,7 +90,7 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be stored; a name need not be Unicode (its other bytes are printable as escapes)."""
+    """A file's name as text that can be stored; a name need not be Unicode (its other bytes become escapes)."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

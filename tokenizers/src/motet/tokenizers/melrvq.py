@@ -16,33 +16,17 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from motet.tokenizers import contract
 from motet.tokenizers.configuration import UserError, validate
-from motet.tokenizers.contract import Tokenizer, TokenizerSpec, Tokens, Waveform, content_hash
+from motet.tokenizers.contract import TokenizerSpec, Tokens, content_hash
 from motet.tokenizers.fitted import load_fitted, save_fitted
 from motet.tokenizers.kmeans import assign, kmeans, perplexity
-from motet.tokenizers.media import dump_wav, load_speech
 from motet.tokenizers.mel import LogMel, MelConfig, frames_of_files
+from motet.tokenizers.mel_tokenizer import MelTokenizer
 from motet.tokenizers.torch_models import running
 
 
-class MelRVQ(Tokenizer):
+class MelRVQ(MelTokenizer):
     """Residual k-means codes of log-mel frames; tokens have shape `(frames, codebooks)`."""
-
-    modality = "speech"
-
-    class Settings(contract.Settings):
-        """Where the fitted folder is.
-
-        Attributes:
-            path: folder written by `fit`.
-            threads: of torch while encoding and decoding.
-            max_seconds: longer files are refused.
-        """
-
-        path: Path
-        threads: int = Field(1, ge=1)
-        max_seconds: float = Field(1800.0, gt=0)
 
     class Fit(MelConfig):
         """Options of `fit`: the frames (see `MelConfig`) and the codebooks.
@@ -60,13 +44,13 @@ class MelRVQ(Tokenizer):
         max_frames: int = Field(60_000, ge=1)
 
     def __init__(self, settings: MelRVQ.Settings):
+        super().__init__(settings)
         config, arrays = load_fitted(settings.path, "melrvq", MelConfig)
         if "codebooks" not in arrays or arrays["codebooks"].shape[2:] != (config.mels,):
             raise UserError(
                 f"melrvq: path: {settings.path / 'model.safetensors'} does not fit its config.json; fit again"
             )
-        self._settings = settings
-        self._mel = LogMel(config)
+        self.mel = LogMel(config)
         self._codebooks_KSM = arrays["codebooks"]
         count, size, _ = self._codebooks_KSM.shape
         self.spec = TokenizerSpec(
@@ -79,24 +63,6 @@ class MelRVQ(Tokenizer):
             media_type="audio/wav",
             hash=content_hash("melrvq", 1, config.model_dump(), self._codebooks_KSM.numpy(), settings.max_seconds),
         )
-
-    def load(self, data: bytes) -> Waveform:
-        """A sound file as one channel, at its own rate."""
-        return load_speech(data, self._settings.max_seconds)
-
-    def encode(self, samples: Sequence[Waveform]) -> list[Tokens]:
-        """Codes of each sound, shape `(frames, codebooks)`; each is encoded alone."""
-        with running(self._settings.threads):
-            return [self._tokens(self._mel.frames(sample)) for sample in samples]
-
-    def decode(self, tokens: Sequence[Tokens]) -> list[Waveform]:
-        """Sounds with the frames that the codes name."""
-        with running(self._settings.threads):
-            return [self._mel.sound(self._frames(each)) for each in tokens]
-
-    def dump(self, sample: Waveform) -> bytes:
-        """The sound as WAV."""
-        return dump_wav(sample)
 
     @classmethod
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +100,7 @@ class MelRVQ(Tokenizer):
             "seconds": round(time.perf_counter() - start, 2),
         }
 
-    def _tokens(self, frames_TM: torch.Tensor) -> Tokens:
+    def tokens_of(self, frames_TM: torch.Tensor) -> Tokens:
         """Codes of one sound's frames."""
         codes = []
         for book_SM in self._codebooks_KSM:
@@ -144,7 +110,7 @@ class MelRVQ(Tokenizer):
         ids_TK = torch.stack(codes, dim=1)
         return Tokens(tuple(ids_TK.shape), ids_TK.flatten().to(torch.int32).numpy())
 
-    def _frames(self, tokens: Tokens) -> torch.Tensor:
+    def frames_of(self, tokens: Tokens) -> torch.Tensor:
         """Log-mel frames `[T, M]` that codes stand for."""
         ids_TK = torch.from_numpy(np.asarray(tokens.ids, np.int64)).reshape(tokens.shape)
         return sum((book_SM[ids_TK[:, k]] for k, book_SM in enumerate(self._codebooks_KSM)), torch.zeros(()))

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from motet.tokenizers import contract
 from motet.tokenizers.configuration import UserError, validate
-from motet.tokenizers.contract import Tokenizer, TokenizerSpec, Tokens, Waveform, content_hash
+from motet.tokenizers.contract import TokenizerSpec, Tokens, content_hash
 from motet.tokenizers.fitted import load_fitted, save_fitted
 from motet.tokenizers.kmeans import assign, kmeans, perplexity
-from motet.tokenizers.media import dump_wav, load_speech
 from motet.tokenizers.mel import LogMel, MelConfig, frames_of_files
+from motet.tokenizers.mel_tokenizer import MelTokenizer
 from motet.tokenizers.torch_models import running
 
 
@@ -39,23 +38,8 @@ class UnitsConfig(MelConfig):
     cepstra: int = Field(13, ge=2)
 
 
-class Units(Tokenizer):
+class Units(MelTokenizer):
     """Clusters of speech features with consecutive repeats removed; tokens have shape `(n, 1)`."""
-
-    modality = "speech"
-
-    class Settings(contract.Settings):
-        """Where the fitted folder is.
-
-        Attributes:
-            path: folder written by `fit`.
-            threads: of torch while encoding and decoding.
-            max_seconds: longer files are refused.
-        """
-
-        path: Path
-        threads: int = Field(1, ge=1)
-        max_seconds: float = Field(1800.0, gt=0)
 
     class Fit(UnitsConfig):
         """Options of `fit`: frames and features (see `UnitsConfig`), and the clusters.
@@ -71,13 +55,13 @@ class Units(Tokenizer):
         max_frames: int = Field(60_000, ge=1)
 
     def __init__(self, settings: Units.Settings):
+        super().__init__(settings)
         config, arrays = load_fitted(settings.path, "units", UnitsConfig)
         if set(arrays) != {"centroids", "frames", "durations"} or arrays["frames"].shape[1] != config.mels:
             raise UserError(
                 f"units: path: {settings.path / 'model.safetensors'} does not fit its config.json; fit again"
             )
-        self._settings = settings
-        self._mel = LogMel(config)
+        self.mel = LogMel(config)
         self._features = Features(config)
         self._centroids_SD, self._frames_SM, self._durations_S = (
             arrays["centroids"],
@@ -100,24 +84,6 @@ class Units(Tokenizer):
                 settings.max_seconds,
             ),
         )
-
-    def load(self, data: bytes) -> Waveform:
-        """A sound file as one channel, at its own rate."""
-        return load_speech(data, self._settings.max_seconds)
-
-    def encode(self, samples: Sequence[Waveform]) -> list[Tokens]:
-        """Units of each sound, shape `(n, 1)`; each is encoded alone."""
-        with running(self._settings.threads):
-            return [self._tokens(self._mel.frames(sample)) for sample in samples]
-
-    def decode(self, tokens: Sequence[Tokens]) -> list[Waveform]:
-        """Sounds in which each unit lasts as long as it does on average: a whisper of the original, one voice for all."""
-        with running(self._settings.threads):
-            return [self._mel.sound(self._expanded(each)) for each in tokens]
-
-    def dump(self, sample: Waveform) -> bytes:
-        """The sound as WAV."""
-        return dump_wav(sample)
 
     @classmethod
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -160,13 +126,13 @@ class Units(Tokenizer):
             "seconds": round(time.perf_counter() - start, 2),
         }
 
-    def _tokens(self, frames_TM: torch.Tensor) -> Tokens:
+    def tokens_of(self, frames_TM: torch.Tensor) -> Tokens:
         """Units of one sound's frames, repeats removed."""
         units_T, _ = assign(self._features(frames_TM), self._centroids_SD)
         ids = _without_repeats(units_T).to(torch.int32).numpy()
         return Tokens((len(ids), 1), ids)
 
-    def _expanded(self, tokens: Tokens) -> torch.Tensor:
+    def frames_of(self, tokens: Tokens) -> torch.Tensor:
         """Log-mel frames `[T, M]`: each unit's mean frame, repeated; what rounding cuts off is made up by the next."""
         ids_N = torch.from_numpy(np.asarray(tokens.ids, np.int64))
         ends_N = self._durations_S[ids_N].double().cumsum(0).round().long()
