@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import ChameleonVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-from motet.tokenizers import image_fit, pictures, taming, torch_models
+from motet.tokenizers import image_fit, pictures, taming, torch_models, vqgan_fit
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import BadSample, Tokens
 from motet.tokenizers.vqgan import VQGAN
@@ -308,3 +308,18 @@ def test_fitting_lowers_the_loss_and_is_repeatable(tmp_path: Path) -> None:
         VQGAN.fit(files, tmp_path, {"stepps": 3})
     with pytest.raises(UserError, match="pictures to fit on"):
         VQGAN.fit([b"no picture"], tmp_path, {})
+
+
+def test_codes_follow_their_latents_from_the_start_on() -> None:
+    """The k-means that starts the codebook weighs no more than one batch: averages forget it at the rate of `DECAY`."""
+    generator = torch.Generator().manual_seed(0)
+    latents_ND = torch.randn(2048, 4, generator=generator)
+    codebook = vqgan_fit.Codebook(torch.nn.Embedding(32, 4), generator)
+    codebook.watch(latents_ND)
+    with torch.no_grad():
+        codebook.start()
+        assert codebook.count_K.sum().item() == pytest.approx(1)
+        start_D = codebook.sum_KD.sum(0)
+        codebook.quantize(latents_ND + 0.5)
+    moved_D = codebook.sum_KD.sum(0) - start_D
+    torch.testing.assert_close(moved_D, torch.full((4,), 0.5 * (1 - vqgan_fit.DECAY)))

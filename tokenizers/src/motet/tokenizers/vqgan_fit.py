@@ -34,7 +34,9 @@ class VQFit(image_fit.PictureFit):
 
 
 class Codebook:
-    """The codebook while it is fitted: moving averages of how many latents each code got, and of their sum."""
+    """The codebook while it is fitted: moving averages of the share of latents that each code got, and of
+    their sum, in the same units.
+    """
 
     def __init__(self, embedding: nn.Embedding, generator: torch.Generator):
         self.codes_KD = embedding.weight.requires_grad_(False)
@@ -53,9 +55,9 @@ class Codebook:
         for _ in range(rounds):
             self.count_K, self.sum_KD = self._collect(seen_ND)
             self._update(seen_ND)
-        scale = self.count_K.sum() * len(self.seen) / len(seen_ND)
+        total = self.count_K.sum()  # from here on as shares, which a batch moves by 1 - DECAY
+        self.count_K, self.sum_KD = self.count_K / total, self.sum_KD / total
         self.seen, self.started = [], True
-        self.count_K, self.sum_KD = self.count_K / scale, self.sum_KD / scale
 
     def quantize(self, latents_ND: torch.Tensor) -> torch.Tensor:
         """The nearest code of each latent; the codebook moves towards what it got."""
@@ -100,8 +102,8 @@ def fit(samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[s
     """Fit on picture files, write fp16 safetensors and config.json into `out`, and measure on the held-out pictures.
 
     Returns:
-        `psnr` (dB), `used_codes`, `perplexity` over the held-out pictures, `loss_first` and `loss_last` (of a tenth of the steps),
-        `train`, `heldout`, `rejected` (pictures), `parameters`.
+        `psnr` (dB), `used_codes`, `perplexity` over the held-out pictures, `loss_first` and `loss_last` (of a tenth of the
+        steps), `train`, `heldout`, `rejected` (pictures), `parameters`.
     """
     options = validate(settings, VQFit, "fit vqgan")
     pictures = image_fit.gather(samples, options)
