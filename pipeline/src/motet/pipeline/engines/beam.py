@@ -1,0 +1,183 @@
+"""Beam: a transform that tokenizes, for the pipeline that `motet tokenize` makes or for your own; `motet-pipeline[beam]`.
+
+    PCollection of tasks --Reshuffle--> a `Worker` per DoFn --`do(task)`--> PCollection of (commit name, bytes of input)
+
+The runner is whichever Beam's own options name: Flink, Spark, Dataflow. Without any it is Beam's portable runner inside
+this process, a thread for each worker, whose own process does the work. (Beam's default would be Prism, a program that it
+downloads. And of a killed worker process of its own that portable runner never learns: it waits for ever.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import pickle
+import re
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners import create_runner
+from apache_beam.runners.portability.portable_runner import PortableRunner
+
+from motet.pipeline.engines import EngineOptions
+from motet.pipeline.task import Task
+from motet.pipeline.work import PartitionFailed, Work, WorkerLost
+from motet.tokenizers.errors import UserError
+
+HERE = "FnApiRunner"
+"""What Beam calls its portable runner that is Python only and runs in the process that starts it."""
+SECONDS_BETWEEN_LOOKS = 2.0
+OURS = {error.__name__: error for error in (PartitionFailed, WorkerLost)}
+FAILURE = re.compile(rf"^motet\.pipeline\.work\.({'|'.join(OURS)}): (.*?)(?: \[while running|\n\n|\Z)", re.M | re.S)
+"""Our errors in the text that every runner makes of an exception in a worker: its traceback, with more around it."""
+
+
+class BeamFailed(Exception):
+    """The pipeline failed for a reason of Beam's or its runner's."""
+
+
+class TokenizePartitions(beam.PTransform):
+    """Tokenize and commit every task; PCollection of Task -> PCollection of (commit name, bytes of input).
+
+    `motet.pipeline.job` makes the tasks and writes the manifest; what comes out here follows the commits.
+    """
+
+    def __init__(self, work: Work):
+        super().__init__()
+        self._work = work
+
+    def expand(self, tasks: beam.PCollection) -> beam.PCollection:
+        """Spread the tasks over all workers, then do them."""
+        beam.coders.registry.register_coder(Task, TaskCoder)
+        return tasks | "Spread" >> beam.Reshuffle() | "Tokenize" >> beam.ParDo(_Tokenize(self._work))
+
+
+class TaskCoder(beam.coders.Coder):
+    """The same bytes for the same task, whoever made it, so that tasks can be keys too."""
+
+    def encode(self, task: Task) -> bytes:
+        """To bytes, without pickle's memo, which tells equal strings from identical ones."""
+        out = io.BytesIO()
+        pickler = pickle.Pickler(out, 5)
+        pickler.fast = True
+        pickler.dump(task)
+        return out.getvalue()
+
+    def decode(self, data: bytes) -> Task:
+        """From bytes that this job's driver made."""
+        return pickle.loads(data)
+
+    def is_deterministic(self) -> bool:
+        """For Beam."""
+        return True
+
+    def to_type_hint(self) -> type[Task]:
+        """For Beam."""
+        return Task
+
+
+class _Tokenize(beam.DoFn):
+    def __init__(self, work: Work):
+        self._work = work
+        self._partitions = Metrics.counter("motet", "partitions")
+        self._bytes = Metrics.counter("motet", "bytes")
+
+    def setup(self) -> None:
+        self._worker = self._work.start()
+
+    def process(self, task: Task) -> Iterator[tuple[str, int]]:
+        size = self._worker.do(task)
+        self._partitions.inc()
+        self._bytes.inc(size)
+        yield task.commit_name, size
+
+    def teardown(self) -> None:
+        if close := getattr(self._worker, "close", None):
+            close()
+
+
+def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[int]:
+    """Sizes of the tasks, as their commits are seen.
+
+    A pipeline that fails although it got on, as when its machines are taken away, starts again with what is left.
+    """
+    beam_options = _options(options.extra, workers)
+    sizes = {task.commit_name: task.partition.size for task in tasks}
+    left = list(tasks)
+    while True:
+        job = _Job(work, left, beam_options)
+        job.start()
+        with _quiet():
+            while job.is_alive():
+                job.join(SECONDS_BETWEEN_LOOKS)
+                yield from (sizes.pop(name) for name in work.output.store.list("commits") if name in sizes)
+        if job.failure is None:
+            yield from sizes.values()
+            return
+        if told := FAILURE.search(str(job.failure)):
+            raise OURS[told[1]](told[2]) from job.failure
+        before, left = len(left), work.output.missing(left)
+        if left and len(left) == before:
+            raise BeamFailed(_last_line(job.failure)) from job.failure
+        print(f"tokenize: Beam: {_last_line(job.failure)}; going on with what is left", file=sys.stderr, flush=True)
+
+
+class _Job(threading.Thread):
+    """A pipeline from start to end, so that its starter may look at the commits meanwhile."""
+
+    def __init__(self, work: Work, tasks: Sequence[Task], options: PipelineOptions):
+        super().__init__(daemon=True)
+        self.failure: Exception | None = None
+        self._work, self._tasks, self._options = work, tasks, options
+
+    def run(self) -> None:
+        try:
+            pipeline = beam.Pipeline(options=self._options)
+            pipeline | beam.Create(self._tasks) | TokenizePartitions(self._work)
+            pipeline.run().wait_until_finish()
+        except Exception as error:
+            self.failure = error
+
+
+def _options(extra: Sequence[str], workers: int) -> PipelineOptions:
+    """Beam's options from its command line; UserError for any that it does not take."""
+    here = [f"--runner={HERE}", "--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), _quiet():
+            options = PipelineOptions([*here, *extra])
+            known = options.get_all_options()
+            others = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
+            runner = create_runner(known["runner"])
+            problems = PipelineOptionsValidator(options, runner).validate()
+    except SystemExit:  # argparse, which has said why
+        raise UserError(f"Beam: {said.getvalue().strip().splitlines()[-1].partition('error: ')[2]}") from None
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"Beam: --runner: {str(error).strip()}") from None
+    if problems:
+        raise UserError(f"Beam: {'; '.join(problems)}")
+    if others and not isinstance(runner, PortableRunner):  # whose job service may know them
+        raise UserError(f"Beam: there is no option --{min(others)}; Beam's documentation lists those of each runner")
+    return options
+
+
+def _last_line(error: Exception) -> str:
+    """What a failure says at its end, where tracebacks name the error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Beam's logs, whole tracebacks among them, from stderr, unless this program has arranged for logs."""
+    handler, root = logging.NullHandler(), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
