@@ -17,18 +17,53 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-
-import apache_beam as beam
-from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
-from apache_beam.runners import create_runner
-from apache_beam.runners.portability.portable_runner import PortableRunner
+from typing import Any, TextIO
 
 from motet.pipeline.engines import EngineOptions
 from motet.pipeline.task import Task
 from motet.pipeline.work import PartitionFailed, Work, WorkerLost
+from motet.tokenizers.contract import Settings
 from motet.tokenizers.errors import UserError
+
+
+class _OneThread(io.TextIOBase):
+    """A stream for the thread that made it; what others write is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._owner = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text) if threading.get_ident() == self._owner else len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Beam logs and prints from stderr: whole tracebacks, which reach the user in one line otherwise, and at its
+    import which clouds it lacks. A program that has arranged for logs gets them.
+    """
+    handler, root = logging.NullHandler(), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with contextlib.redirect_stderr(_OneThread(sys.stderr)):
+            yield
+    finally:
+        root.removeHandler(handler)
+
+
+with _quiet():
+    import apache_beam as beam
+    import grpc
+    from apache_beam.metrics import Metrics
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+    from apache_beam.runners import create_runner
+    from apache_beam.runners.portability.portable_runner import PortableRunner
 
 HERE = "FnApiRunner"
 """What Beam calls its portable runner that is Python only and runs in the process that starts it."""
@@ -62,10 +97,10 @@ class TaskCoder(beam.coders.Coder):
     """The same bytes for the same task, whoever made it, so that tasks can be keys too."""
 
     def encode(self, task: Task) -> bytes:
-        """To bytes, without pickle's memo, which tells equal strings from identical ones."""
+        """To bytes."""
         out = io.BytesIO()
-        pickler = pickle.Pickler(out, 5)
-        pickler.fast = True
+        pickler = _Pickler(out, 5)
+        pickler.fast = True  # without a memo, which tells equal strings from identical ones
         pickler.dump(task)
         return out.getvalue()
 
@@ -80,6 +115,12 @@ class TaskCoder(beam.coders.Coder):
     def to_type_hint(self) -> type[Task]:
         """For Beam."""
         return Task
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        """Settings by their values alone: they hold a set too, whose order differs from process to process."""
+        return (type(value).model_validate, (value.model_dump(),)) if isinstance(value, Settings) else NotImplemented
 
 
 class _Tokenize(beam.DoFn):
@@ -116,10 +157,14 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
         with _quiet():
             while job.is_alive():
                 job.join(SECONDS_BETWEEN_LOOKS)
-                yield from (sizes.pop(name) for name in work.output.store.list("commits") if name in sizes)
+                for name in work.output.store.list("commits"):
+                    if name in sizes:
+                        yield sizes.pop(name)
         if job.failure is None:
             yield from sizes.values()
             return
+        if isinstance(job.failure, NotImplementedError | grpc.FutureTimeoutError) and len(left) == len(tasks):
+            raise UserError(f"Beam: --job_endpoint: {str(job.failure) or 'nobody answers there'}") from job.failure
         if told := FAILURE.search(str(job.failure)):
             raise OURS[told[1]](told[2]) from job.failure
         before, left = len(left), work.output.missing(left)
@@ -148,13 +193,13 @@ class _Job(threading.Thread):
 def _options(extra: Sequence[str], workers: int) -> PipelineOptions:
     """Beam's options from its command line; UserError for any that it does not take."""
     here = [f"--runner={HERE}", "--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"]
-    said = io.StringIO()
+    said, parsers = io.StringIO(), []
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), _quiet():
+        with contextlib.redirect_stderr(said), _quiet():
             options = PipelineOptions([*here, *extra])
-            known = options.get_all_options()
-            others = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
-            runner = create_runner(known["runner"])
+            name = options.get_all_options(add_extra_args_fn=parsers.append)["runner"]
+            unknown = parsers[0].parse_known_args(extra)[1]
+            runner = create_runner(name)
             problems = PipelineOptionsValidator(options, runner).validate()
     except SystemExit:  # argparse, which has said why
         raise UserError(f"Beam: {said.getvalue().strip().splitlines()[-1].partition('error: ')[2]}") from None
@@ -162,22 +207,11 @@ def _options(extra: Sequence[str], workers: int) -> PipelineOptions:
         raise UserError(f"Beam: --runner: {str(error).strip()}") from None
     if problems:
         raise UserError(f"Beam: {'; '.join(problems)}")
-    if others and not isinstance(runner, PortableRunner):  # whose job service may know them
-        raise UserError(f"Beam: there is no option --{min(others)}; Beam's documentation lists those of each runner")
+    if unknown and not (unknown[0].startswith("--") and isinstance(runner, PortableRunner)):  # whose job service may know
+        raise UserError(f"Beam: '{unknown[0]}' is no option of Beam's; its documentation lists those of every runner")
     return options
 
 
 def _last_line(error: Exception) -> str:
     """What a failure says at its end, where tracebacks name the error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Beam's logs, whole tracebacks among them, from stderr, unless this program has arranged for logs."""
-    handler, root = logging.NullHandler(), logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
