@@ -68,6 +68,11 @@ JOBS = ("apache_beam.runners.portability.local_job_service_main", "--port")
 POOL = ("apache_beam.runners.worker.worker_pool_main", "--service_port")
 
 
+def on_services(jobs: int, pool: int) -> EngineOptions:
+    extra = ("--runner=PortableRunner", f"--job_endpoint=localhost:{jobs}", "--environment_type=EXTERNAL")
+    return EngineOptions(extra=(*extra, f"--environment_config=localhost:{pool}"))
+
+
 def test_two_workers_write_the_bytes_of_the_local_engine(undisturbed, corpus: Path, configure, tmp_path: Path) -> None:
     tokenize_corpus(configure(partition_samples=3), corpus, tmp_path / "beam", engine="beam", workers=2)
     assert contents(tmp_path / "beam") == undisturbed
@@ -79,13 +84,12 @@ def test_a_job_service_and_a_worker_pool_write_them_too(
     jobs, pool = free_port(), free_port()
     serve(*JOBS, jobs)
     serve(*POOL, pool)
-    extra = ("--runner=PortableRunner", f"--job_endpoint=localhost:{jobs}", "--environment_type=EXTERNAL")
-    options = EngineOptions(extra=(*extra, f"--environment_config=localhost:{pool}"))
     config = configure(partition_samples=3)
-    tokenize_corpus(config, corpus, tmp_path / "beam", engine="beam", options=options)
+    tokenize_corpus(config, corpus, tmp_path / "beam", engine="beam", options=on_services(jobs, pool))
     assert contents(tmp_path / "beam") == undisturbed
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Beam's threads, when it is gone
 def test_a_pipeline_that_is_lost_with_its_service_is_started_again(
     undisturbed, serve, corpus: Path, configure, tmp_path: Path, capfd
 ) -> None:
@@ -210,7 +214,21 @@ def test_a_partition_that_fails_is_told_as_by_the_local_engine(failing, corpus: 
         tokenize_corpus(failing, corpus, tmp_path / "beam", engine="beam", workers=2)
     assert "six, partition 3" in str(local.value) and str(portable.value) == str(local.value)
     assert "Traceback" not in capfd.readouterr().err
-    assert "Traceback" in str(portable.value.__cause__), "for --debug"
+
+
+def test_a_partition_that_fails_far_away_is_told_too(
+    failing, serve, corpus: Path, tmp_path: Path, capfd, monkeypatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'code'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    jobs, pool = free_port(), free_port()
+    serve(*JOBS, jobs)
+    serve(*POOL, pool)
+    with pytest.raises(PartitionFailed) as failed:
+        tokenize_corpus(failing, corpus, tmp_path / "beam", engine="beam", options=on_services(jobs, pool))
+    assert str(failed.value).startswith("six, partition 3 (six.jsonl): six.jsonl:4: bpe.load: ZeroDivisionError")
+    assert str(failed.value).endswith("the same command goes on with the rest")
+    assert "Traceback" not in capfd.readouterr().err
+    assert "Traceback" in str(failed.value.__cause__), "for --debug"
 
 
 @pytest.mark.parametrize(

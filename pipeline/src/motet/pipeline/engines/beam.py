@@ -16,8 +16,9 @@ import pickle
 import re
 import sys
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from motet.pipeline.engines import EngineOptions
 from motet.pipeline.task import Task
@@ -26,32 +27,15 @@ from motet.tokenizers.contract import Settings
 from motet.tokenizers.errors import UserError
 
 
-class _OneThread(io.TextIOBase):
-    """A stream for the thread that made it; what others write is dropped."""
-
-    def __init__(self, stream: TextIO):
-        self._stream, self._owner = stream, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return self._stream.write(text) if threading.get_ident() == self._owner else len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what Beam logs and prints from stderr: whole tracebacks, which reach the user in one line otherwise, and at its
-    import which clouds it lacks. A program that has arranged for logs gets them.
+    """Keep what Beam logs from stderr, unless this program has arranged for logs: whole tracebacks of what we tell in one
+    line, and at its import which clouds it lacks.
     """
     handler, root = logging.NullHandler(), logging.getLogger()
     root.addHandler(handler)
     try:
-        with contextlib.redirect_stderr(_OneThread(sys.stderr)):
-            yield
+        yield
     finally:
         root.removeHandler(handler)
 
@@ -72,6 +56,11 @@ OURS = {error.__name__: error for error in (PartitionFailed, WorkerLost)}
 FAILURE = re.compile(rf"^motet\.pipeline\.work\.({'|'.join(OURS)}): (.*?)(?: \[while running|\n\n|\Z)", re.M | re.S)
 """Our errors in the text that every runner makes of an exception in a worker: its traceback, with more around it."""
 
+_failures: dict[str, list[Exception]] = {}
+"""Of the jobs of this process, by their names: why its workers, if they are threads here, shall do no more. An exception
+would end only the one that raised it; the others would go on with their share of the plan.
+"""
+
 
 class BeamFailed(Exception):
     """The pipeline failed for a reason of Beam's or its runner's."""
@@ -80,17 +69,17 @@ class BeamFailed(Exception):
 class TokenizePartitions(beam.PTransform):
     """Tokenize and commit every task; PCollection of Task -> PCollection of (commit name, bytes of input).
 
-    `motet.pipeline.job` makes the tasks and writes the manifest; what comes out here follows the commits.
+    `motet.pipeline.job` makes the tasks and writes the manifest; what comes out here is committed.
     """
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, job: str = ""):
         super().__init__()
-        self._work = work
+        self._work, self._job = work, job
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
         """Spread the tasks over all workers, then do them."""
         beam.coders.registry.register_coder(Task, TaskCoder)
-        return tasks | "Spread" >> beam.Reshuffle() | "Tokenize" >> beam.ParDo(_Tokenize(self._work))
+        return tasks | "Spread" >> beam.Reshuffle() | "Tokenize" >> beam.ParDo(_Tokenize(self._work, self._job))
 
 
 class TaskCoder(beam.coders.Coder):
@@ -124,8 +113,8 @@ class _Pickler(pickle.Pickler):
 
 
 class _Tokenize(beam.DoFn):
-    def __init__(self, work: Work):
-        self._work = work
+    def __init__(self, work: Work, job: str):
+        self._work, self._job = work, job
         self._partitions = Metrics.counter("motet", "partitions")
         self._bytes = Metrics.counter("motet", "bytes")
 
@@ -133,7 +122,16 @@ class _Tokenize(beam.DoFn):
         self._worker = self._work.start()
 
     def process(self, task: Task) -> Iterator[tuple[str, int]]:
-        size = self._worker.do(task)
+        failures = _failures.get(self._job)
+        if failures:
+            return
+        try:
+            size = self._worker.do(task)
+        except tuple(OURS.values()) as error:
+            if failures is None:
+                raise
+            failures.append(error)
+            return
         self._partitions.inc()
         self._bytes.inc(size)
         yield task.commit_name, size
@@ -153,13 +151,19 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
     left = list(tasks)
     while True:
         job = _Job(work, left, beam_options)
+        _failures[job.name] = failures = []
         job.start()
-        with _quiet():
-            while job.is_alive():
-                job.join(SECONDS_BETWEEN_LOOKS)
-                for name in work.output.store.list("commits"):
-                    if name in sizes:
-                        yield sizes.pop(name)
+        try:
+            with _quiet():
+                while job.is_alive():
+                    job.join(SECONDS_BETWEEN_LOOKS)
+                    for name in work.output.store.list("commits"):
+                        if name in sizes:
+                            yield sizes.pop(name)
+        finally:
+            failures.append(InterruptedError())
+        if len(failures) > 1:
+            raise failures[0]
         if job.failure is None:
             yield from sizes.values()
             return
@@ -177,14 +181,14 @@ class _Job(threading.Thread):
     """A pipeline from start to end, so that its starter may look at the commits meanwhile."""
 
     def __init__(self, work: Work, tasks: Sequence[Task], options: PipelineOptions):
-        super().__init__(daemon=True)
+        super().__init__(name=f"motet-{uuid.uuid4().hex}", daemon=True)
         self.failure: Exception | None = None
         self._work, self._tasks, self._options = work, tasks, options
 
     def run(self) -> None:
         try:
             pipeline = beam.Pipeline(options=self._options)
-            pipeline | beam.Create(self._tasks) | TokenizePartitions(self._work)
+            pipeline | beam.Create(self._tasks) | TokenizePartitions(self._work, self.name)
             pipeline.run().wait_until_finish()
         except Exception as error:
             self.failure = error
