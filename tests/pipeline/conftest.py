@@ -13,6 +13,7 @@ import pytest
 from motet.pipeline.config import TokenizeConfig
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.store import store_of
 from motet.tokenizers.configuration import validate
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.registry import find
@@ -126,6 +127,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "shards/a.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes, summary.batch_rows,
         tokens, spans_of, dict(lengths), {m: dict(h) for m, h in span_lengths.items()}, {}, (),
     )  # fmt: skip
-    manifest = Manifest(folder, tuple(SPECS), SPECS, "h", ("a",), (entry,), {})
+    manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), {})
     (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     return folder

@@ -5,13 +5,13 @@ manifest, Statistics --plots.py: SVG--> templates/statistics.html --> HTML text
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from motet.pipeline import plots
+from motet.pipeline.commit import rejected
 from motet.pipeline.manifest import Manifest
 from motet.pipeline.statistics import Statistics, quantile
 
@@ -31,7 +31,7 @@ environment.filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
 
 def page(manifest: Manifest, stats: Statistics) -> str:
     """The whole page."""
-    name = manifest.folder.resolve().name
+    name = manifest.name
     colours = plots.colours(list(stats.tokenizers))
     return environment.get_template("statistics.html").render(
         title=f"{name}: statistics",
@@ -69,12 +69,8 @@ def _lengths(stats: Statistics, colours: Mapping[str, str]) -> list[dict[str, An
 def _examples(manifest: Manifest) -> dict[str, list[dict[str, str]]]:
     """The first few rejects of each reason."""
     found: dict[str, list[dict[str, str]]] = {}
-    path = manifest.folder / "rejects.jsonl"
-    if path.exists():
-        with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                reject = json.loads(line)
-                some = found.setdefault(reject["reason"], [])
-                if len(some) < EXAMPLES:
-                    some.append(reject)
+    for reject in rejected(manifest.store):
+        some = found.setdefault(reject["reason"], [])
+        if len(some) < EXAMPLES:
+            some.append(reject)
     return found
