@@ -42,7 +42,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., subprocess.Popen]]:
-    """serve(module, arguments): a server of Beam's in a process of its own, listening when it is returned."""
+    """Starts a module of Beam's as a server in a process of its own, which listens when it is returned."""
     processes = []
 
     def start(module: str, option: str, port: int) -> subprocess.Popen:

@@ -3,8 +3,8 @@
     PCollection of tasks --Reshuffle--> a `Worker` per DoFn --`do(task)`--> PCollection of (commit name, bytes of input)
 
 The runner is whichever Beam's own options name: Flink, Spark, Dataflow. Without any it is Beam's portable runner inside
-this process, a thread for each worker, whose own process does the work. (Beam's default would be Prism, a program that it
-downloads. And of a killed worker process of its own that portable runner never learns: it waits for ever.)
+this process, whose threads share `workers` workers, each with its own process. (Beam's default would be Prism, a program
+that it downloads. And of a killed worker process of its own that portable runner never learns: it waits for ever.)
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from motet.pipeline.engines import EngineOptions
 from motet.pipeline.task import Task
-from motet.pipeline.work import PartitionFailed, Work, WorkerLost
+from motet.pipeline.work import PartitionFailed, Work, Worker, WorkerLost
 from motet.tokenizers.contract import Settings
 from motet.tokenizers.errors import UserError
 
@@ -56,14 +57,45 @@ OURS = {error.__name__: error for error in (PartitionFailed, WorkerLost)}
 FAILURE = re.compile(rf"^motet\.pipeline\.work\.({'|'.join(OURS)}): (.*?)(?: \[while running|\n\n|\Z)", re.M | re.S)
 """Our errors in the text that every runner makes of an exception in a worker: its traceback, with more around it."""
 
-_failures: dict[str, list[Exception]] = {}
-"""Of the jobs of this process, by their names: why its workers, if they are threads here, shall do no more. An exception
-would end only the one that raised it; the others would go on with their share of the plan.
-"""
-
 
 class BeamFailed(Exception):
     """The pipeline failed for a reason of Beam's or its runner's."""
+
+
+class _Here:
+    """What threads that do a job's tasks share with its driver, where they are threads of the same process.
+
+    Beam's portable runner deals out all tasks at the start, and an exception ends only the thread that raised it. So the
+    workers go to whichever thread waits longest, and after the first failure nothing more is done.
+    """
+
+    def __init__(self, work: Work, workers: int):
+        self.failures: list[Exception] = []
+        self._started = [work.start() for _ in range(workers)]
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._started:
+            self._idle.put(worker)
+
+    def do(self, task: Task) -> int | None:
+        """`Worker.do`; None if a task has failed."""
+        worker = self._idle.get()
+        try:
+            return None if self.failures else worker.do(task)
+        except Exception as error:
+            self.failures.append(error)
+            self.close()
+            return None
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """End every worker, whatever it is at."""
+        for worker in self._started:
+            worker.close()
+
+
+_here: dict[str, _Here] = {}
+"""By the names of jobs: those that this process drives."""
 
 
 class TokenizePartitions(beam.PTransform):
@@ -119,26 +151,18 @@ class _Tokenize(beam.DoFn):
         self._bytes = Metrics.counter("motet", "bytes")
 
     def setup(self) -> None:
-        self._worker = self._work.start()
+        self._worker = _here.get(self._job) or self._work.start()
 
     def process(self, task: Task) -> Iterator[tuple[str, int]]:
-        failures = _failures.get(self._job)
-        if failures:
-            return
-        try:
-            size = self._worker.do(task)
-        except tuple(OURS.values()) as error:
-            if failures is None:
-                raise
-            failures.append(error)
-            return
-        self._partitions.inc()
-        self._bytes.inc(size)
-        yield task.commit_name, size
+        size = self._worker.do(task)
+        if size is not None:
+            self._partitions.inc()
+            self._bytes.inc(size)
+            yield task.commit_name, size
 
     def teardown(self) -> None:
-        if close := getattr(self._worker, "close", None):
-            close()
+        if isinstance(self._worker, Worker):
+            self._worker.close()
 
 
 def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[int]:
@@ -149,9 +173,9 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
     beam_options = _options(options.extra, workers)
     sizes = {task.commit_name: task.partition.size for task in tasks}
     left = list(tasks)
-    while True:
+    while left:
         job = _Job(work, left, beam_options)
-        _failures[job.name] = failures = []
+        here = _here[job.name] = _Here(work, workers)
         job.start()
         try:
             with _quiet():
@@ -160,13 +184,15 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
                     for name in work.output.store.list("commits"):
                         if name in sizes:
                             yield sizes.pop(name)
+            del _here[job.name]
         finally:
-            failures.append(InterruptedError())
-        if len(failures) > 1:
-            raise failures[0]
+            stopped = here.failures[:1]
+            here.failures.append(InterruptedError())
+            here.close()
+        if stopped:
+            raise stopped[0]
         if job.failure is None:
-            yield from sizes.values()
-            return
+            break
         if isinstance(job.failure, NotImplementedError | grpc.FutureTimeoutError) and len(left) == len(tasks):
             raise UserError(f"Beam: --job_endpoint: {str(job.failure) or 'nobody answers there'}") from job.failure
         if told := FAILURE.search(str(job.failure)):
@@ -175,6 +201,7 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
         if left and len(left) == before:
             raise BeamFailed(_last_line(job.failure)) from job.failure
         print(f"tokenize: Beam: {_last_line(job.failure)}; going on with what is left", file=sys.stderr, flush=True)
+    yield from sizes.values()
 
 
 class _Job(threading.Thread):
@@ -196,7 +223,7 @@ class _Job(threading.Thread):
 
 def _options(extra: Sequence[str], workers: int) -> PipelineOptions:
     """Beam's options from its command line; UserError for any that it does not take."""
-    here = [f"--runner={HERE}", "--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"]
+    here = [f"--runner={HERE}", "--direct_running_mode=multi_threading", f"--direct_num_workers={2 * workers}"]
     said, parsers = io.StringIO(), []
     try:
         with contextlib.redirect_stderr(said), _quiet():
@@ -211,7 +238,9 @@ def _options(extra: Sequence[str], workers: int) -> PipelineOptions:
         raise UserError(f"Beam: --runner: {str(error).strip()}") from None
     if problems:
         raise UserError(f"Beam: {'; '.join(problems)}")
-    if unknown and not (unknown[0].startswith("--") and isinstance(runner, PortableRunner)):  # whose job service may know
+    if unknown and not (
+        unknown[0].startswith("--") and isinstance(runner, PortableRunner)
+    ):  # whose job service may know
         raise UserError(f"Beam: '{unknown[0]}' is no option of Beam's; its documentation lists those of every runner")
     return options
 
