@@ -9,6 +9,7 @@ that it downloads. And of a killed worker process of its own that portable runne
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import logging
@@ -92,6 +93,11 @@ class _Here:
         """End every worker, whatever it is at."""
         for worker in self._started:
             worker.close()
+
+    def wait(self) -> None:
+        """Until no thread uses a worker."""
+        for worker in [self._idle.get() for _ in self._started]:
+            self._idle.put(worker)
 
 
 _here: dict[str, _Here] = {}
@@ -189,6 +195,7 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
             stopped = here.failures[:1]
             here.failures.append(InterruptedError())
             here.close()
+            here.wait()
         if stopped:
             raise stopped[0]
         if job.failure is None:
@@ -224,7 +231,8 @@ class _Job(threading.Thread):
 def _options(extra: Sequence[str], workers: int) -> PipelineOptions:
     """Beam's options from its command line; UserError for any that it does not take."""
     here = [f"--runner={HERE}", "--direct_running_mode=multi_threading", f"--direct_num_workers={2 * workers}"]
-    said, parsers = io.StringIO(), []
+    said = io.StringIO()
+    parsers: list[argparse.ArgumentParser] = []
     try:
         with contextlib.redirect_stderr(said), _quiet():
             options = PipelineOptions([*here, *extra])
