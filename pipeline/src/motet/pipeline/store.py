@@ -203,7 +203,6 @@ class Bucket(Store):
     def names(self) -> set[str]:
         """See Store."""
         fs, root = self._open()
-        fs.invalidate_cache()
         try:
             return {name.rstrip("/").rsplit("/", 1)[1] for name in fs.ls(root, detail=False)}
         except FileNotFoundError:
@@ -218,7 +217,6 @@ class Bucket(Store):
         """See Store."""
         fs, root = self._open()
         place = f"{root}/{folder}".rstrip("/")
-        fs.invalidate_cache(place)
         try:
             infos = fs.ls(place, detail=True)
         except FileNotFoundError:
@@ -280,7 +278,7 @@ class Bucket(Store):
         import fsspec
 
         try:
-            return fsspec.core.url_to_fs(self.uri.rstrip("/"))
+            return fsspec.core.url_to_fs(self.uri.rstrip("/"), use_listings_cache=False)  # others write there too
         except (ImportError, ValueError) as error:
             raise UserError(f"{self.uri}: {error}; `motet-pipeline[remote]` brings s3, gs and hf") from None
 
