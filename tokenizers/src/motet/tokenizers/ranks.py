@@ -44,8 +44,10 @@ PATTERNS = {
     ),
 }
 
-
 BLANK = 16_384
+UNUSED = "\0no special token\0"
+"""The one special token that tiktoken is told of, and never allowed to use: text that holds it is encoded as text. With
+none at all `encode_to_numpy`, which needs no Python object per token, looks for the empty string at every character."""
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -77,11 +79,16 @@ class Ranks:
         """The function from a text to its ids, int32."""
         import tiktoken
 
-        encoding = tiktoken.Encoding("motet", pat_str=self.pattern, mergeable_ranks=dict(self.ranks), special_tokens={})
+        encoding = tiktoken.Encoding(
+            "motet",
+            pat_str=self.pattern,
+            mergeable_ranks=dict(self.ranks),
+            special_tokens={UNUSED: 1 + max(self.ranks.values())},
+        )
         ids = self.ids
         if ids is None:
-            return lambda text: np.fromiter(encoding.encode_ordinary(text), np.int32)
-        return lambda text: ids.take(encoding.encode_ordinary(text))
+            return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
+        return lambda text: ids.take(encoding.encode_to_numpy(text, disallowed_special=()))
 
 
 def too_blank(text: str) -> bool:
