@@ -133,8 +133,11 @@ def ranks_of(content: Mapping[str, Any]) -> Ranks | str:
             return f"token {token!r} is not reached by its merges"
         if len(parts) == 2 and parts not in listed:
             return f"token {token!r} is made of other parts than its merge says"
-    ids = np.array([vocabulary[token] for token in rank], np.int32)
-    return Ranks(pattern, {bytes(BYTE_OF[c] for c in token): place for token, place in rank.items()}, ids)
+    ids = [vocabulary[token] for token in rank]
+    # A byte's rank is never compared, only a merged token's: where those have rising ids, the ids serve as ranks.
+    own = ids[256:] == sorted(ids[256:])
+    ranks = {bytes(BYTE_OF[c] for c in token): ids[place] if own else place for token, place in rank.items()}
+    return Ranks(pattern, ranks, None if own else np.array(ids, np.int32))
 
 
 def token_bytes(vocabulary: Mapping[str, int], added: Mapping[str, int], size: int) -> list[bytes]:
