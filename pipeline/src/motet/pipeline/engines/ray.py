@@ -2,8 +2,8 @@
 
     tasks --by the devices that their tokenizers need--> CPU actors | GPU actors, one task at a time each --> sizes
 
-Encoders on a GPU are loaded once per actor, and text goes on beside them on the CPUs. Actors that die with their node are
-started again elsewhere; a task may run twice, which its commit takes care of.
+Encoders on a GPU are loaded once per actor, and text goes on beside them on the CPUs. An actor that is lost with its node
+is replaced by another one, wherever there is room; a task may run twice, which its commit takes care of.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from motet.pipeline.engines import EngineOptions
 from motet.pipeline.task import Task
-from motet.pipeline.work import Work
+from motet.pipeline.work import KEPT, Work, WorkerLost
 from motet.tokenizers.errors import UserError
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # or `uv run` re-creates the environment for every job
@@ -24,11 +24,11 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # or `uv run` re-cr
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-RETRIES = 100
-"""How often one task may lose its actor: a killed node takes many with it, and nothing that is done twice does harm."""
+MOST_LOSSES = 100
+"""Actors that may be lost in one job: a killed node takes many with it, a cluster that kills them all has another problem."""
 
 
-@ray.remote(max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
+@ray.remote(scheduling_strategy="SPREAD")
 class _Actor:
     def __init__(self, work: Work):
         self._worker = work.start()
@@ -52,36 +52,67 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
         yield from _done(work, tasks, workers, options)
     except RayTaskError as error:
         raise error.cause from None
-    except RayActorError as error:
-        raise RuntimeError(f"Ray lost an actor {RETRIES} times over one partition: {error}") from None
     finally:
         if own:
             ray.shutdown()
+
+
+class _Seat:
+    """Room for one actor, which takes its tasks from a queue, one at a time: a slow cluster is not flooded."""
+
+    def __init__(self, work: Work, queue: deque[Task], gpus: float):
+        used = {modality for task in queue for modality in task.header.modalities}
+        self._work = replace(work, tokenizers={m: s for m, s in work.tokenizers.items() if m in used})
+        self._queue, self._gpus, self._actor = queue, gpus, None
+
+    def begin(self) -> Any:
+        """Send the next task, to another actor if the last one is lost; the reference of what comes of it."""
+        if self._actor is None:
+            self._actor = _Actor.options(num_gpus=self._gpus).remote(self._work)  # type: ignore[attr-defined]
+        self._task = self._queue.popleft()
+        return self._actor.do.remote(self._task)
+
+    def lose(self) -> None:
+        """The actor is gone: its task is the next one."""
+        self._queue.appendleft(self._task)
+        self.close()
+
+    def close(self) -> None:
+        """End the actor: another one may wait for its room."""
+        ray.kill(self._actor)
+        self._actor = None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to do."""
+        return not self._queue
 
 
 def _done(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[int]:
     on_gpu = {m for m, settings in work.tokenizers.items() if str(settings.get("device", "cpu")).startswith("cuda")}
     cpu = deque(task for task in tasks if not on_gpu & set(task.header.modalities))
     gpu = deque(task for task in tasks if on_gpu & set(task.header.modalities))
-    actors = [(actor, cpu) for actor in _actors(work, cpu, min(workers, len(cpu)), 0)]
+    seats = [_Seat(work, cpu, 0) for _ in range(min(workers, len(cpu)))]
     if gpu:
         room = int(ray.cluster_resources().get("GPU", 0) / options.gpus_per_worker)
         if not room:
             raise UserError(
                 f"tokenizers.{min(on_gpu)}: device: the cluster has no GPU to give {options.gpus_per_worker:g} of"
             )
-        actors += [(actor, gpu) for actor in _actors(work, gpu, min(room, len(gpu)), options.gpus_per_worker)]
-    running = {actor.do.remote(queue.popleft()): (actor, queue) for actor, queue in actors}
+        seats += [_Seat(work, gpu, options.gpus_per_worker) for _ in range(min(room, len(gpu)))]
+    running = {seat.begin(): seat for seat in seats}
+    losses = 0
     while running:
         (reference,), _ = ray.wait(list(running), num_returns=1)
-        actor, queue = running.pop(reference)
-        yield ray.get(reference)
-        if queue:  # a task for each idle actor, never more: a slow cluster is not flooded
-            running[actor.do.remote(queue.popleft())] = (actor, queue)
-
-
-def _actors(work: Work, tasks: Sequence[Task], count: int, gpus: float) -> list[Any]:
-    """Actors that load only what these tasks need."""
-    used = {modality for task in tasks for modality in task.header.modalities}
-    own = replace(work, tokenizers={m: s for m, s in work.tokenizers.items() if m in used})
-    return [_Actor.options(num_gpus=gpus).remote(own) for _ in range(count)]  # type: ignore[attr-defined]
+        seat = running.pop(reference)
+        try:
+            yield ray.get(reference)
+        except RayActorError as error:
+            losses += 1
+            if losses > MOST_LOSSES:
+                raise WorkerLost(f"Ray lost {losses} actors in this job, the last by: {error}; {KEPT}") from None
+            seat.lose()
+        if seat.idle:
+            seat.close()
+        else:
+            running[seat.begin()] = seat
