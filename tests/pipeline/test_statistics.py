@@ -87,8 +87,8 @@ def test_marks_round_documents_and_media_take_room(manifest: Manifest) -> None:
 
     entry = next(e for e in manifest.shards if e.source == "mixed")  # the first document has one more picture
     more = replace(entry, spans={**entry.spans, "image": entry.spans["image"] + 1})
-    (found,) = statistics(replace(manifest, shards=(more,)), (1 << 20,)).packing
-    tokens = sum(n * count for n, count in entry.lengths.items())
+    (found,) = statistics(replace(manifest, sources=("mixed",), shards=(more,)), (1 << 20,)).packing
+    tokens = sum(n * count for n, count in manifest.lengths["mixed"].items())
     assert found.efficiency * (1 << 20) == pytest.approx(tokens + MARKS * (entry.rows + more.spans["image"]))
 
 
@@ -111,7 +111,6 @@ def test_the_page_stands_alone_is_the_same_again_and_tells_the_numbers(manifest:
 def test_hostile_names_stay_text(manifest: Manifest) -> None:
     name = '"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac'
     entry = replace(manifest.shards[0], source=name, rejects={name: 1}, spans={name: 3}, tokens={name: 9})
-    entry = replace(entry, span_lengths={name: {3: 3}})
     hostile = replace(
         manifest,
         sources=(name,),
@@ -119,6 +118,8 @@ def test_hostile_names_stay_text(manifest: Manifest) -> None:
         shards=(entry,),
         tokenizers={name: replace(manifest.tokenizers["text"], name=name, modality=name)},
         codebooks={name: manifest.codebooks["text"]},
+        lengths={name: {9: 1}},
+        span_lengths={name: {name: {3: 3}}},
     )
     reject = {"source": name, "position": name, "reason": name, "detail": name, "hash": ""}
     (manifest.folder / "rejects.jsonl").write_text(json.dumps(reject) + "\n", encoding="utf-8")
@@ -128,7 +129,9 @@ def test_hostile_names_stay_text(manifest: Manifest) -> None:
 
 
 def test_a_dataset_without_documents_has_a_page(manifest: Manifest) -> None:
-    empty = replace(manifest, shards=(), codebooks={m: [[0] * 8] for m in manifest.codebooks})
+    empty = replace(
+        manifest, shards=(), codebooks={m: [[0] * 8] for m in manifest.codebooks}, lengths={}, span_lengths={}
+    )
     found = statistics(empty)
     table(found)
     assert found.documents == 0 and {p.rows for p in found.packing} == {0}

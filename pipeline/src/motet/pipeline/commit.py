@@ -111,7 +111,7 @@ class Output:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        entry = outcome.entry
+        entry = replace(outcome.entry, commit=task.commit_name)
         if entry.rows:
             entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
             os.replace(temporary, self.folder / entry.file)
@@ -141,7 +141,7 @@ class Output:
         commit = {
             "entry": entry.to_json(),
             "rejects": [asdict(r) for r in outcome.rejects],
-            "codebooks": outcome.codebooks,
+            "totals": outcome.totals.to_json(),
         }
         self._write(f"commits/{task.commit_name}", json.dumps(commit, ensure_ascii=False))
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from motet.pipeline.commit import Output
 from motet.pipeline.config import Entry, TokenizeConfig
 from motet.pipeline.engines import engine_of, run_all
@@ -20,6 +18,7 @@ from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.plan import METADATA, partitions
 from motet.pipeline.shard import FORMAT_VERSION, ShardHeader
 from motet.pipeline.task import Task
+from motet.pipeline.totals import Sums, Totals
 from motet.pipeline.work import Work, Worker
 from motet.tokenizers.configuration import UserError, dump_config
 from motet.tokenizers.contract import TokenizerSpec, content_hash
@@ -115,12 +114,9 @@ def _absolute_entry(entry: Entry, base: Path) -> Entry:
 def _manifest(
     folder: Path, config: TokenizeConfig, specs: dict[str, TokenizerSpec], commits: list[dict[str, Any]]
 ) -> Manifest:
-    codebooks: dict[str, list[np.ndarray]] = {}
+    sums = Sums()
     for commit in commits:
-        for modality, books in commit["codebooks"].items():
-            arrays = [np.array(book, np.int64) for book in books]
-            known = codebooks.get(modality)
-            codebooks[modality] = arrays if known is None else [a + b for a, b in zip(known, arrays, strict=True)]
+        sums.add(commit["entry"]["source"], Totals.from_json(commit["totals"]))
     return Manifest(
         folder=folder,
         modalities=tuple(specs),
@@ -128,5 +124,7 @@ def _manifest(
         settings_hash=content_hash(FORMAT_VERSION, {m: spec.to_json() for m, spec in specs.items()}),
         sources=tuple(entry.name for entry in config.corpus),
         shards=tuple(ShardEntry.from_json(commit["entry"]) for commit in commits),
-        codebooks={m: [book.tolist() for book in books] for m, books in sorted(codebooks.items())},
+        codebooks=sums.codebooks,
+        lengths=sums.lengths,
+        span_lengths=sums.span_lengths,
     )
