@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from motet.pipeline.config import TokenizeConfig
 from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.store import store_of
 from motet.pipeline.totals import Sums
+from motet.pipeline.work import prepare
 from motet.tokenizers.configuration import validate
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.registry import find
@@ -24,6 +27,12 @@ SPECS = {
     "text": TokenizerSpec("bpe", "text", "discrete", (70_000,), 0, None, "text/plain", "t"),
 }
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server() -> None:
+    """Workers' processes are forked from a server; it imports once what all tests need."""
+    prepare([f"motet.tokenizers.{name}" for name in ("bpe", "vqgan", "melrvq")])
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +134,31 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sums = Sums()
     sums.add("a", counts.totals)
     own = (sums.codebooks, sums.lengths, sums.span_lengths)
-    manifest = Manifest(folder, tuple(SPECS), SPECS, "h", ("a",), (entry,), *own)
+    manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), *own)
     (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 API on this machine, by its address."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a new bucket; the environment leads to it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # one that knows another end point
+    bucket = f"motet-{uuid.uuid4().hex[:8]}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    return f"s3://{bucket}"

@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from motet.pipeline.commit import rejected
+from motet.pipeline.gc import collect
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.work import PartitionFailed, WorkerLost
 from motet.tokenizers.errors import UserError
 
 CLASSES = """
-import os, signal
+import os, re, signal
 import numpy as np
 from motet.tokenizers.bpe import BPE
-from motet.tokenizers.contract import Tokens
+from motet.tokenizers.contract import BadSample, Tokens
 
 class Killed(BPE):
     def encode(self, samples):
@@ -26,6 +29,36 @@ class KilledOnce(BPE):
             open("CORPUS/killed", "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().encode(samples)
+
+class Crashes(BPE):
+    def load(self, data):
+        if b"And now kill" in data:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().load(data)
+
+class Leaves(BPE):
+    def load(self, data):
+        if b"And now kill" in data:
+            os._exit(3)
+        return super().load(data)
+
+class Hangs(BPE):
+    def load(self, data):
+        if b"And now kill" in data:
+            re.match("(a+)+$", "a" * 60 + "b")  # holds the interpreter's lock for years
+        return super().load(data)
+
+class KilledTogether(BPE):
+    def encode(self, samples):
+        if len(samples) > 1 and any("And now kill" in sample for sample in samples):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(samples)
+
+class Mended(BPE):
+    def load(self, data):
+        if b"And now kill" in data and "MENDED" not in os.environ:
+            raise BadSample("not-mended")
+        return super().load(data)
 
 class Sound(BPE):
     pass
@@ -64,10 +97,54 @@ def poisoned(corpus: Path, configure, tools: Path, tmp_path: Path, monkeypatch: 
     return make
 
 
-def test_a_partition_that_kills_its_workers_is_named(poisoned, corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(WorkerLost, match=r"six, partition 3 \(six.jsonl\): kills its worker .*goes on"):
-        tokenize_corpus(poisoned("Killed"), corpus, tmp_path / "out", workers=2)
-    assert len(list((tmp_path / "out/commits").iterdir())) >= 3, "those before it are done"
+@pytest.mark.parametrize(
+    ("name", "reason", "detail"),
+    [
+        ("Killed", "decoder-crashed", "SIGKILL"),
+        ("Crashes", "decoder-crashed", "SIGSEGV"),
+        ("Leaves", "decoder-crashed", "exit status 3"),
+        ("Hangs", "decoder-timeout", "no result after 1 s"),
+    ],
+)
+def test_a_decoder_that_crashes_or_hangs_costs_its_sample(
+    name: str, reason: str, detail: str, poisoned, corpus: Path, tmp_path: Path
+) -> None:
+    """In partitions of one sample, and in one partition of all: the neighbours are there, with the same tokens."""
+    for size in (30, 1 << 20):
+        config = poisoned(name).model_copy(update={"partition_bytes": size, "sample_seconds": 1.0})
+        result = tokenize_corpus(config, corpus, tmp_path / f"out{size}", workers=2)
+        assert (result.manifest.documents, result.manifest.rejects()) == (5, {reason: 1})
+        (reject,) = rejected(result.manifest.store)
+        assert detail in reject["detail"] and reject["hash"], reject
+        assert tokenize_corpus(config, corpus, tmp_path / f"out{size}").done == 0, "and it is not tried again"
+        sound = tokenize_corpus(poisoned("Sound"), corpus, tmp_path / "sound").manifest
+        known = {d.sample_id: d for e in sound.shards for d in sound.open_shard(e).documents()}
+        for entry in result.manifest.shards:
+            for document in result.manifest.open_shard(entry).documents() if entry.rows else ():
+                twin = known[document.sample_id]
+                assert np.array_equal(document.spans[0][1].ids, twin.spans[0][1].ids)
+
+
+def test_rejects_are_tried_again_if_asked(poisoned, corpus: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("MENDED", raising=False)
+    config = poisoned("Mended").model_copy(update={"partition_bytes": 60, "keep_rejected": True})
+    first = tokenize_corpus(config, corpus, tmp_path / "out")
+    assert first.manifest.rejects() == {"not-mended": 1} and first.partitions > 2
+    (reject,) = rejected(first.manifest.store)
+    assert b"And now kill" in reject["parts"][0]["bytes"]
+    monkeypatch.setenv("MENDED", "1")
+    assert tokenize_corpus(config, corpus, tmp_path / "out").done == 0
+    again = tokenize_corpus(config, corpus, tmp_path / "out", retry_rejects=True)
+    assert (again.done, again.manifest.documents, again.rejected) == (1, 6, 0)
+    assert not list(rejected(again.manifest.store))
+    assert {path.split("/")[0] for path in collect(again.manifest.store, 0).files} <= {"shards", "rejects"}
+
+
+def test_a_partition_that_kills_every_process_is_named(poisoned, corpus: Path, tmp_path: Path) -> None:
+    config = poisoned("KilledTogether").model_copy(update={"partition_bytes": 80})
+    with pytest.raises(WorkerLost, match=r"six, partition [12] \(six.jsonl\): kills its process: .*SIGKILL; .*goes on"):
+        tokenize_corpus(config, corpus, tmp_path / "out", workers=2)
+    assert len(list((tmp_path / "out/commits").iterdir())) >= 1, "those before it are done"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +167,7 @@ def test_a_tokenizer_that_loses_samples_is_told(poisoned, corpus: Path, tmp_path
 
 
 def test_an_unknown_engine_is_told_before_anything_is_written(corpus: Path, configure, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there are 'local' and 'ray'"):
+    with pytest.raises(UserError, match="there are local, ray, beam"):
         tokenize_corpus(configure(), corpus, tmp_path / "out", engine="beem")
     assert not (tmp_path / "out").exists()
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motet.pipeline.commit import rejected
 from motet.pipeline.config import TokenizeConfig
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
+from motet.pipeline.store import store_of
 from motet.tokenizers.errors import UserError
 
 
@@ -94,7 +96,7 @@ def test_hostile_samples_are_quarantined_and_nothing_is_lost(broken, configure, 
     assert result.manifest.documents == 30 + 10 + 5 + 4, "every sound sample became a document"
     assert result.samples == result.manifest.documents + sum(expected.values())
     assert result.too_many_rejects
-    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    rejects = list(rejected(store_of(tmp_path / "out")))
     assert Counter(r["reason"] for r in rejects) == expected
     assert all(r["source"] and r["position"] for r in rejects)
     places = {r["reason"]: r for r in rejects}
@@ -127,7 +129,7 @@ def test_hostile_names_are_quarantined_or_stored(corpus: Path, configure, tmp_pa
     config = configure(corpus=[entry(name="names", path="names"), entry(name="bare", path="bare")])
     result = tokenize_corpus(config, corpus, tmp_path / "out")
     assert result.manifest.documents == 2 and result.samples == len(listed) + 2
-    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    rejects = list(rejected(store_of(tmp_path / "out")))
     reasons = {r["position"]: r["reason"] for r in rejects}
     assert reasons["metadata.jsonl:3"] == "outside-corpus", "an absolute path would differ between machines"
     assert {reasons[f"metadata.jsonl:{n}"] for n in (2, 6, 7)} == {"unreadable-file"}

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from motet.pipeline.gc import collect
 from motet.pipeline.job import tokenize_corpus
+from motet.pipeline.store import store_of
 from motet.tokenizers.configuration import dump_config
 from motet.tokenizers.errors import UserError
 
@@ -91,6 +93,7 @@ def test_only_what_changed_is_done_again(undisturbed, corpus: Path, configure, t
     other = sorted((corpus / "pictures").glob("*.webp"))[-1]
     (corpus / "pictures" / name).write_bytes(other.read_bytes() + b"\0")
     assert tokenize_corpus(configure(), corpus, tmp_path / "one").done == 1
+    assert len(collect(store_of(tmp_path / "one"), 0).files) == 2, "the old shard and its commit"
     changed = contents(tmp_path / "one")
     assert len(changed.keys() & undisturbed.keys()) == len(undisturbed) - 1
 
@@ -99,6 +102,7 @@ def test_only_what_changed_is_done_again(undisturbed, corpus: Path, configure, t
     shards = {e.file for e in result.manifest.shards if e.source in ("text", "sounds")}
     assert shards <= changed.keys(), "text and speech shards stay as they are"
     assert result.done == sum(e.source in ("pictures", "mixed") for e in result.manifest.shards)
+    collect(store_of(tmp_path / "one"), 0)
     assert len(list((tmp_path / "one/shards").iterdir())) == sum(bool(e.file) for e in result.manifest.shards)
 
 
@@ -134,4 +138,5 @@ def test_what_is_not_ours_is_left_alone(undisturbed, corpus: Path, configure, tm
     for name in ("README.md", "shards/notes.txt"):
         (tmp_path / "one" / name).write_text("mine")
     tokenize_corpus(configure(partition_samples=5), corpus, tmp_path / "one")
+    assert collect(store_of(tmp_path / "one"), 0).files
     assert all((tmp_path / "one" / name).read_text() == "mine" for name in ("README.md", "shards/notes.txt"))

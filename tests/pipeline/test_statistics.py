@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.pipeline import stats_page
+from motet.pipeline import rejects, stats_page
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
 from motet.pipeline.statistics import MARKS, packing, quantile, statistics, table
@@ -28,7 +28,7 @@ def manifest(corpus: Path, configure, tmp_path: Path) -> Manifest:
 
 def test_counts_equal_an_independent_count(manifest: Manifest) -> None:
     tokens, documents, lengths, codes = Counter(), Counter(), Counter(), {}
-    for file in sorted((manifest.folder / "shards").glob("*.arrow")):
+    for file in sorted((manifest.store.path / "shards").glob("*.arrow")):
         reader = pa.ipc.open_file(str(file))
         header = json.loads(reader.schema.metadata[b"motet"])
         for row in reader.read_all().to_pylist():
@@ -100,7 +100,7 @@ def test_quantiles() -> None:
 def test_the_page_stands_alone_is_the_same_again_and_tells_the_numbers(manifest: Manifest) -> None:
     found = statistics(manifest)
     page = stats_page.page(manifest, found)
-    assert page == stats_page.page(Manifest.load(manifest.folder), statistics(manifest))
+    assert page == stats_page.page(Manifest.load(manifest.store.path), statistics(manifest))
     standing_alone(page)
     assert f"<b>{sum(found.tokens.values()):,}</b>" in page and "not-json" in page and "text.jsonl:" in page
     for histogram, noun in ((found.lengths, "documents"), *((h, f"{m} spans") for m, h in found.span_lengths.items())):
@@ -121,8 +121,8 @@ def test_hostile_names_stay_text(manifest: Manifest) -> None:
         lengths={name: {9: 1}},
         span_lengths={name: {name: {3: 3}}},
     )
-    reject = {"source": name, "position": name, "reason": name, "detail": name, "hash": ""}
-    (manifest.folder / "rejects.jsonl").write_text(json.dumps(reject) + "\n", encoding="utf-8")
+    quarantine = manifest.store.path / hostile.shards[0].rejects_file
+    quarantine.write_bytes(rejects.to_bytes(name, [rejects.Reject(name, name, name, "")], False))
     page = stats_page.page(hostile, statistics(hostile))
     standing_alone(page)
     assert page.count("&lt;script&gt;") >= 8

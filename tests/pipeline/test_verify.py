@@ -10,6 +10,7 @@ from motet.pipeline.counts import Counts
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
+from motet.pipeline.store import store_of
 from motet.pipeline.totals import Sums
 from motet.pipeline.verify import Verification, _batch, strangers
 from motet.tokenizers.contract import Tokens
@@ -76,7 +77,7 @@ def _manifest_of(folder: Path, summary, specs, counts: Counts) -> Path:
     sums = Sums()
     sums.add("a", counts.totals)
     own = (sums.codebooks, sums.lengths, sums.span_lengths)
-    manifest = Manifest(folder, tuple(specs), specs, "h", ("a",), (entry,), *own)
+    manifest = Manifest(store_of(folder), tuple(specs), specs, "h", ("a",), (entry,), *own)
     (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     return folder
 
@@ -122,7 +123,7 @@ def test_a_manifest_that_says_something_else_is_found(tokenized: Path) -> None:
         (lambda m, s: m["lengths"][s["source"]].__setitem__("1", 7), "its lengths are not the sum"),
         (lambda m, s: m["span_lengths"][s["source"]].clear(), "its span_lengths are not the sum"),
         (lambda m, s: s.__setitem__("rows", s["rows"] - 1), "sound documents, the manifest says"),
-        (lambda m, s: s["rejects"].__setitem__("not-json", 3), "rejects.jsonl"),
+        (lambda m, s: s["rejects"].__setitem__("not-json", 3), "rejects/"),
         (lambda m, s: s["inputs"][0].__setitem__("size", 1), "no commit says the same"),
         (lambda m, s: m["codebooks"]["image"][0].__setitem__(0, 10**6), "its codebooks are not the sum"),
         (lambda m, s: m["sources"].reverse(), "its sources are"),

@@ -1,168 +1,168 @@
-"""Exactly once on a plain file system: what is committed stays, what is not is done again, and nothing is half there.
+"""Exactly once: what is committed stays, what is not is done again, nothing is half there, and nothing is deleted.
 
-    tokenize -> OUT/.tmp/<random> -> rename to OUT/shards/<source>-<index>-<hash>.arrow -> OUT/commits/<source>-<index>-<key>.json
-    all partitions committed -> OUT/manifest.json (a rename too) -> what the manifest does not name is removed
+    tokenize -> a scratch file -> OUT/shards/<source>-<index>-<hash>.arrow, OUT/rejects/<source>-<index>-<key>.arrow
+             -> OUT/commits/<source>-<index>-<key>.json, put if absent
+    all partitions committed -> OUT/manifest.json -> OUT/commits.json, which says whose commits the manifest was made of
 
-| killed                              | what is there                    | what the same command does                      |
-|-------------------------------------|----------------------------------|-------------------------------------------------|
-| before the configuration is there   | an empty folder, or .tmp in it   | goes on                                         |
-| while tokenizing                    | a file in .tmp                   | removes it, tokenizes the partition again        |
-| between shard and commit            | a shard without a commit         | writes the same bytes under the same name, commits |
-| between the last commit and manifest| all commits                      | writes the manifest                              |
-| after the manifest                  | old shards, perhaps              | removes them                                     |
-
-A shard is named by its own hash and a commit by its partition's key, so a rename never replaces other content, and a
-worker that outlives its killed driver for a moment does no harm. Two drivers at once are refused: the first holds a lock
-on OUT/.tmp, which goes with its process.
+A shard is named by its own hash and a commit by its partition's key, so that nothing ever replaces other content: a
+worker that outlives its killed driver does no harm, nor do two drivers at once on an object store (on a folder the second
+is refused). docs/recovery.md has every crash window. What no manifest names any more is removed by `motet gc` (`gc.py`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+from motet.pipeline import rejects
 from motet.pipeline.manifest import NAME, Manifest, ShardEntry
+from motet.pipeline.store import Found, Store
 from motet.pipeline.task import Task
-from motet.pipeline.tokenize import Outcome, tokenize
+from motet.pipeline.tokenize import Guard, tokenize
+from motet.pipeline.totals import Totals
 from motet.tokenizers.configuration import UserError
-from motet.tokenizers.contract import Tokenizer
+from motet.tokenizers.contract import Tokenizer, content_hash
 
-TEMPORARY = ".tmp"
 CONFIG = "tokenize.yaml"
-PARTS = ("shards", "commits")
+INDEX = "commits.json"
+GONE = Found(-1, 0)
+AT_ONCE = 256
+"""Commits that are read ahead."""
 
 
+@dataclass(frozen=True)
 class Output:
-    """The output folder of a tokenizing job."""
+    """The place that a tokenizing job writes to; can be sent to any worker."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    store: Store
+    keep_rejected: bool = False
 
     @contextmanager
     def claimed(self, sources: Iterable[str], config_text: str) -> Iterator[None]:
-        """Make or re-open the folder, for this job alone.
+        """Make or re-open the place, for this job alone.
 
         UserError if it holds something else, cannot be written, or another job writes to it.
         """
-        lock = None
-        try:
+        with ExitStack() as stack:
             try:
-                lock = self._open(sorted(sources))
-                for path in (self.folder / TEMPORARY).iterdir():
-                    path.unlink(missing_ok=True)  # of a job that was killed; only this class writes there
-                self._write(CONFIG, config_text)
-                for name in PARTS:
-                    (self.folder / name).mkdir(exist_ok=True)
+                self._refuse_foreign(set(sources))
+                stack.enter_context(self.store.claimed())
+                self.store.write(CONFIG, config_text.encode("utf-8", "backslashreplace"))
             except OSError as error:
                 raise UserError(
-                    f"--out {self.folder}: cannot be written: {error.strerror or error}; choose another"
+                    f"--out {self.store}: cannot be written: {error.strerror or error}; choose another"
                 ) from None
             yield
-        finally:
-            if lock is not None:
-                os.close(lock)
 
-    def _open(self, sources: list[str]) -> int:
-        """Refuse a folder that is not for these sources, then lock it; the lock's descriptor."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        present = {p.name for p in self.folder.iterdir()}
-        if present - {TEMPORARY} and CONFIG not in present:
-            raise UserError(f"--out {self.folder}: holds something that is no token dataset; choose an empty folder")
-        held = {c.name.rsplit("-", 2)[0] for c in self._commits()}
-        if held and not held & set(sources):
-            raise UserError(
-                f"--out {self.folder}: holds tokens of another corpus ({', '.join(sorted(held))}); choose another"
-            )
-        (self.folder / TEMPORARY).mkdir(exist_ok=True)
-        lock = os.open(self.folder / TEMPORARY, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise UserError(
-                f"--out {self.folder}: another job is writing there; wait for it, or choose another"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: two jobs there may make each other fail, but write nothing wrong
-        return lock
+    def missing(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks that have no commit, or whose shard or rejects are not there any more."""
+        present = self.store.list("commits")
+        known = self.entries([task.commit_name for task in tasks if task.commit_name in present])
+        shards, quarantine = self.store.list("shards"), self.store.list(rejects.FOLDER)
 
-    def committed(self, task: Task) -> dict[str, Any] | None:
-        """The commit of this task, if there is one and its shard is there too."""
-        try:
-            commit = json.loads((self.folder / "commits" / task.commit_name).read_text(encoding="utf-8"))
-            file, size = commit["entry"]["file"], commit["entry"]["bytes"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-        whole = not file or ((self.folder / file).is_file() and (self.folder / file).stat().st_size == size)
-        return commit if whole else None
+        def whole(task: Task) -> bool:
+            entry = known.get(task.commit_name)
+            if entry is None:
+                return False
+            if entry.rejects and task.rejects_name not in quarantine:
+                return False
+            return not entry.file or shards.get(entry.file.removeprefix("shards/"), GONE).size == entry.bytes
 
-    def do(self, task: Task, tokenizers: Mapping[str, Tokenizer]) -> None:
+        return [task for task in tasks if not whole(task)]
+
+    def do(self, task: Task, tokenizers: Mapping[str, Tokenizer], guard: Guard) -> None:
         """Tokenize a partition and commit it: what every engine maps over the plan."""
-        temporary = self.folder / TEMPORARY / uuid.uuid4().hex
+        with self.store.scratch() as scratch:
+            outcome = tokenize(task.partition, tokenizers, task.header, scratch, guard)
+            entry = replace(outcome.entry, commit=task.commit_name)
+            if entry.rows:
+                entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
+                self.store.put(scratch, entry.file)
+        if outcome.rejects:
+            quarantine = rejects.to_bytes(entry.source, outcome.rejects, self.keep_rejected)
+            self.store.write(f"{rejects.FOLDER}/{task.rejects_name}", quarantine)
+        commit = json.dumps({"entry": entry.to_json(), "totals": outcome.totals.to_json()}, ensure_ascii=False).encode()
+        name = f"commits/{task.commit_name}"
+        if not self.store.create(name, commit) and self.missing([task]):
+            self.store.write(name, commit)  # one whose shard is gone or damaged
+
+    def commits(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+        """Every task's commit: its `entry` and its `totals`, one after the other, because all are too much for memory."""
+        return (commit for _, commit in self._read([task.commit_name for task in tasks]))
+
+    def finished(self, tasks: Sequence[Task]) -> Manifest | None:
+        """The manifest, if it was made of exactly these tasks' commits."""
+        names, manifest = self._manifest()
+        return manifest if names == [task.commit_name for task in tasks] else None
+
+    def finish(self, manifest: Manifest, tasks: Sequence[Task]) -> None:
+        """Write the manifest, and of which commits it was made."""
+        text = manifest.to_text().encode()
+        self.store.write(NAME, text)
+        names = [task.commit_name for task in tasks]
+        self.store.write(INDEX, json.dumps({"manifest": content_hash(text), "commits": names}, indent=0).encode())
+
+    def forget_rejected(self, tasks: Sequence[Task]) -> None:
+        """Take back the commits of partitions that have rejects, so that they are done again."""
+        quarantine = self.store.list(rejects.FOLDER)
+        for task in tasks:
+            if task.rejects_name in quarantine:
+                self.store.delete(f"commits/{task.commit_name}")
+
+    def index(self) -> list[str]:
+        """Names of the commits that the manifest was made of; none if there is no manifest, or it is not the index's."""
+        return self._manifest()[0]
+
+    def entries(self, names: Sequence[str]) -> dict[str, ShardEntry]:
+        """What commits say of their shards, from the manifest where it was made of them: one file instead of many."""
+        indexed, manifest = self._manifest()
+        known = dict(zip(indexed, manifest.shards, strict=True)) if manifest else {}
+        others = {name: commit["entry"] for name, commit in self._read([n for n in names if n not in known])}
+        return {name: entry for name in names if (entry := known.get(name) or others.get(name))}
+
+    def _refuse_foreign(self, sources: set[str]) -> None:
+        present = self.store.names()
+        if present and CONFIG not in present:
+            raise UserError(f"--out {self.store}: holds something that is no token dataset; choose an empty folder")
+        held = {name.rsplit("-", 2)[0] for name in self.store.list("commits")}
+        if held and not held & sources:
+            raise UserError(
+                f"--out {self.store}: holds tokens of another corpus ({', '.join(sorted(held))}); choose another"
+            )
+
+    def _manifest(self) -> tuple[list[str], Manifest | None]:
         try:
-            outcome = tokenize(task.partition, tokenizers, task.header, temporary)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        entry = replace(outcome.entry, commit=task.commit_name)
-        if entry.rows:
-            entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
-            os.replace(temporary, self.folder / entry.file)
-            _sync(self.folder / "shards")
-        else:
-            temporary.unlink()
-        self._write_commit(task, entry, outcome)
+            index, text = json.loads(self.store.read(INDEX)), self.store.read(NAME)
+            if index["manifest"] == content_hash(text):
+                return index["commits"], Manifest.of(text, self.store)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, UserError):
+            pass  # killed before it was written, or damaged: the commits themselves tell
+        return [], None
 
-    def finish(self, manifest: Manifest, commits: Iterable[dict[str, Any]], keep: set[str]) -> None:
-        """Write the rejects and the manifest, then remove shards and commits that it does not name."""
-        lines = [
-            json.dumps({"source": c["entry"]["source"], **reject}, ensure_ascii=False) + "\n"
-            for c in commits
-            for reject in c["rejects"]
-        ]
-        self._write("rejects.jsonl", "".join(lines))
-        self._write(NAME, manifest.to_text())
-        files = {entry.file for entry in manifest.shards}
-        for path in (*self.folder.glob("shards/*.arrow"), *self._commits()):
-            if f"shards/{path.name}" not in files and path.name not in keep:
-                path.unlink()
+    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name, commit) of those that can be read; many at a time where a store is far away."""
+        with ThreadPoolExecutor(self.store.parallel) as pool:
+            for begin in range(0, len(names), AT_ONCE):
+                some = names[begin : begin + AT_ONCE]
+                for name, data in zip(some, pool.map(self._commit, some), strict=True):
+                    if data is not None:
+                        yield name, data
 
-    def _commits(self) -> list[Path]:
-        return sorted(self.folder.glob("commits/*.json"))
-
-    def _write_commit(self, task: Task, entry: ShardEntry, outcome: Outcome) -> None:
-        commit = {
-            "entry": entry.to_json(),
-            "rejects": [asdict(r) for r in outcome.rejects],
-            "totals": outcome.totals.to_json(),
-        }
-        self._write(f"commits/{task.commit_name}", json.dumps(commit, ensure_ascii=False))
-
-    def _write(self, name: str, text: str) -> None:
-        """Durable and atomic: temporary file, sync, rename, sync of the folder.
-
-        Half a surrogate pair, as hostile names may have, is written as its escape, which is also how JSON writes it.
-        """
-        temporary = self.folder / TEMPORARY / uuid.uuid4().hex
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
-        _sync((self.folder / name).parent)
+    def _commit(self, name: str) -> dict[str, Any] | None:
+        try:
+            commit = json.loads(self.store.read(f"commits/{name}"))
+            return {"entry": ShardEntry.from_json(commit["entry"]), "totals": Totals.from_json(commit["totals"])}
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
 
-def _sync(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def rejected(store: Store) -> Iterator[dict[str, Any]]:
+    """Every reject that the manifest counts, as a dictionary of the columns of its file, in the order of the plan."""
+    output = Output(store)
+    for name, entry in output.entries(output.index()).items():
+        if entry.rejects:
+            yield from rejects.of_bytes(store.read(f"{rejects.FOLDER}/{name.removesuffix('.json')}.arrow"))

@@ -36,6 +36,8 @@ class TokenizeConfig(Settings):
         corpus: sources in their order.
         tokenizers: for each modality `use` and that tokenizer's own settings.
         max_reject_fraction: more rejects than this and the command ends with 3.
+        keep_rejected: the quarantine holds the bytes of rejected samples too.
+        sample_seconds: a decoder or encoder that takes longer over one sample is ended, and the sample rejected.
         partition_samples: most samples with media in one partition, the unit of work, of retry and of a shard.
         partition_bytes: most bytes of its JSON lines.
     """
@@ -43,5 +45,7 @@ class TokenizeConfig(Settings):
     corpus: Annotated[tuple[Entry, ...], Field(min_length=1)]
     tokenizers: dict[str, dict[str, Any]]
     max_reject_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    keep_rejected: bool = False
+    sample_seconds: Annotated[float, Field(gt=0)] = 120.0
     partition_samples: Annotated[int, Field(ge=1)] = 512
     partition_bytes: Annotated[int, Field(ge=1)] = 8 << 20

@@ -2,27 +2,30 @@
 
     TokenizeConfig --`partitions`--> plan --those without a commit--> engine.map(do) --> commits --> manifest.json
 
-Running it again does only what is missing: a partition whose files, settings or tokenizers changed has another key.
+Running it again does only what is missing: a partition whose files, settings or tokenizers changed has another key. What
+it was made of before stays until `motet gc`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from motet.pipeline.commit import Output
 from motet.pipeline.config import Entry, TokenizeConfig
-from motet.pipeline.engines import engine_of, run_all
-from motet.pipeline.manifest import Manifest, ShardEntry
+from motet.pipeline.engines import EngineOptions, engine_of, run_all
+from motet.pipeline.manifest import Manifest
 from motet.pipeline.plan import METADATA, partitions
 from motet.pipeline.shard import FORMAT_VERSION, ShardHeader
+from motet.pipeline.store import Folder, Store, store_of
 from motet.pipeline.task import Task
-from motet.pipeline.totals import Sums, Totals
-from motet.pipeline.work import Work, Worker
+from motet.pipeline.totals import Sums
+from motet.pipeline.work import Work, prepare
 from motet.tokenizers.configuration import UserError, dump_config
 from motet.tokenizers.contract import TokenizerSpec, content_hash
-from motet.tokenizers.registry import absolute, build
+from motet.tokenizers.registry import absolute, build, find
 
 
 @dataclass(frozen=True)
@@ -49,41 +52,50 @@ class JobResult:
 def tokenize_corpus(
     config: TokenizeConfig,
     base: Path,
-    out: Path,
+    out: str | Path,
     engine: str = "local",
     workers: int = 1,
-    address: str | None = None,
+    options: EngineOptions | None = None,
+    retry_rejects: bool = False,
 ) -> JobResult:
-    """Tokenize a corpus into the folder `out`; paths in `config` are relative to `base`.
+    """Tokenize a corpus to the folder or URI `out`; paths in `config` are relative to `base`.
+
+    With `retry_rejects`, partitions that have rejects are done again too.
 
     Raises UserError for a wrong configuration before anything is written.
     """
     run = engine_of(engine)
-    out = out.resolve()
+    store = store_of(out)
     plan = partitions(config, base)
     settings = {m: absolute(s, base, m) for m, s in config.tokenizers.items()}
-    tokenizers = {m: build(s, base, m) for m, s in settings.items()}
-    specs = {m: t.spec for m, t in sorted(tokenizers.items())}
+    prepare(find(s["use"]).__module__ for s in settings.values())
+    specs = {m: build(s, base, m).spec for m, s in sorted(settings.items())}
     complete = config.model_copy(
         update={
             "corpus": tuple(_absolute_entry(entry, base) for entry in config.corpus),
             "tokenizers": settings,
         }
     )
-    _apart(out, complete)
-    output = Output(out)
-    with output.claimed([entry.name for entry in config.corpus], dump_config(complete)):
-        headers = {entry.name: _header(entry, specs) for entry in config.corpus}
-        tasks = [Task(p, headers[p.entry.name], p.key(headers[p.entry.name].settings_hash)) for p in plan]
-        missing = [task for task in tasks if output.committed(task) is None]
+    if isinstance(store, Folder):
+        _apart(store.path, complete)
+    output = Output(store, config.keep_rejected)
+    sources = tuple(entry.name for entry in config.corpus)
+    headers = {entry.name: _header(entry, specs) for entry in config.corpus}
+    tasks = [Task(p, headers[p.entry.name], p.key(headers[p.entry.name].settings_hash)) for p in plan]
+    with output.claimed(sources, dump_config(complete)):
+        if retry_rejects:
+            output.forget_rejected(tasks)
+        missing = output.missing(tasks)
         used = {modality for task in missing for modality in task.header.modalities}
-        work = Work({m: settings[m] for m in settings if m in used}, out)
-        run_all(run, work, missing, workers, address, Worker(tokenizers, output))
+        work = Work({m: settings[m] for m in settings if m in used}, output, config.sample_seconds)
+        run_all(run, work, missing, workers, options or EngineOptions())
 
-        commits = [c for task in tasks if (c := output.committed(task)) is not None]
-        assert len(commits) == len(tasks), "an engine returned without an error, but did not commit every partition"
-        manifest = _manifest(out, config, specs, commits)
-        output.finish(manifest, commits, {task.commit_name for task in tasks})
+        manifest = None if missing else output.finished(tasks)
+        if manifest is None or (manifest.sources, manifest.tokenizers) != (sources, specs):
+            manifest = _manifest(store, config, specs, output.commits(tasks))
+            whole = len(manifest.shards) == len(tasks)
+            assert whole, "an engine returned without an error, but did not commit every partition"
+            output.finish(manifest, tasks)
     return JobResult(manifest, len(missing), len(tasks), sum(manifest.rejects().values()), config.max_reject_fraction)
 
 
@@ -112,18 +124,19 @@ def _absolute_entry(entry: Entry, base: Path) -> Entry:
 
 
 def _manifest(
-    folder: Path, config: TokenizeConfig, specs: dict[str, TokenizerSpec], commits: list[dict[str, Any]]
+    store: Store, config: TokenizeConfig, specs: dict[str, TokenizerSpec], commits: Iterable[dict[str, Any]]
 ) -> Manifest:
-    sums = Sums()
+    sums, shards = Sums(), []
     for commit in commits:
-        sums.add(commit["entry"]["source"], Totals.from_json(commit["totals"]))
+        shards.append(commit["entry"])
+        sums.add(commit["entry"].source, commit["totals"])
     return Manifest(
-        folder=folder,
+        store=store,
         modalities=tuple(specs),
         tokenizers=specs,
         settings_hash=content_hash(FORMAT_VERSION, {m: spec.to_json() for m, spec in specs.items()}),
         sources=tuple(entry.name for entry in config.corpus),
-        shards=tuple(ShardEntry.from_json(commit["entry"]) for commit in commits),
+        shards=tuple(shards),
         codebooks=sums.codebooks,
         lengths=sums.lengths,
         span_lengths=sums.span_lengths,

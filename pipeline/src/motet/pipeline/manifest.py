@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from motet.pipeline.shard import Shard
+from motet.pipeline.shard import DamagedShard, Shard
+from motet.pipeline.store import Store, store_of
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import TokenizerSpec
 
@@ -59,6 +60,11 @@ class ShardEntry:
     longest: tuple[tuple[int, str], ...] = ()
     commit: str = ""
 
+    @property
+    def rejects_file(self) -> str:
+        """The partition's quarantine, below the dataset's place; it is there if there are `rejects`."""
+        return f"rejects/{self.commit.removesuffix('.json')}.arrow"
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` reads it back."""
         return dict(vars(self))
@@ -83,7 +89,7 @@ class Manifest:
     """A whole token dataset.
 
     Attributes:
-        folder: where it lies; not part of the file.
+        store: where it lies; not part of the file.
         modalities: the modality table that spans index.
         tokenizers: each modality's spec.
         settings_hash: over everything that decides the bytes, but the inputs.
@@ -94,7 +100,7 @@ class Manifest:
         span_lengths: likewise of spans, by source and modality.
     """
 
-    folder: Path
+    store: Store
     modalities: tuple[str, ...]
     tokenizers: dict[str, TokenizerSpec]
     settings_hash: str
@@ -105,22 +111,28 @@ class Manifest:
     span_lengths: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Manifest:
-        """Read OUT/manifest.json; UserError if there is none or it is of another version."""
-        path = Path(folder) / NAME
+    def load(cls, place: str | Path) -> Manifest:
+        """Read the manifest of the dataset at a folder or URI; UserError if there is none or it is of another version."""
+        store = store_of(place)
         try:
-            data = json.loads(path.read_bytes())
+            return cls.of(store.read(NAME), store)
         except FileNotFoundError:
             raise UserError(
-                f"{folder}: holds no token dataset (no {NAME}); run `motet tokenize` into it first"
+                f"{place}: holds no token dataset (no {NAME}); run `motet tokenize` into it first"
             ) from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read: {error}; run `motet tokenize` again, it re-makes it") from None
+        except OSError as error:
+            raise UserError(f"{place}: {NAME} cannot be read: {error.strerror or error}") from None
+
+    @classmethod
+    def of(cls, text: bytes, store: Store) -> Manifest:
+        """Inverse of `to_text`."""
+        where = f"{store}: {NAME}"
         try:
+            data = json.loads(text)
             if data["format_version"] != FORMAT_VERSION:
-                raise UserError(f"{path}: format {data['format_version']}; this motet reads {FORMAT_VERSION}")
+                raise UserError(f"{where}: format {data['format_version']}; this motet reads {FORMAT_VERSION}")
             return cls(
-                folder=Path(folder),
+                store=store,
                 modalities=tuple(data["modalities"]),
                 tokenizers={m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()},
                 settings_hash=data["settings_hash"],
@@ -134,7 +146,7 @@ class Manifest:
                 },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}: is damaged: {error!r}; run `motet tokenize` again, it re-makes it") from None
+            raise UserError(f"{where}: is damaged: {error!r}; run `motet tokenize` again, it re-makes it") from None
 
     def to_text(self) -> str:
         """The file's text: equal manifests give equal bytes. One shard a line, so that it can be read and compared."""
@@ -154,7 +166,18 @@ class Manifest:
 
     def open_shard(self, entry: ShardEntry) -> Shard:
         """A shard whose file is what was written; DamagedShard names it if it is not."""
-        return Shard(self.folder / entry.file, entry.batch_hashes, entry.hash)
+        try:
+            with self.store.local(entry.file) as path:
+                return Shard(path, entry.batch_hashes, entry.hash, name=f"{self.store}/{entry.file}")
+        except FileNotFoundError:
+            raise DamagedShard(
+                f"{self.store}/{entry.file}: is missing; the same `motet tokenize` writes it again"
+            ) from None
+
+    @property
+    def name(self) -> str:
+        """The last part of where it lies."""
+        return str(self.store).rstrip("/").rsplit("/", 1)[-1]
 
     def committed(self) -> dict[str, ShardEntry]:
         """What is done, by the name of the commit: without reading one."""

@@ -287,23 +287,29 @@ class Shard:
     beside the data, so a flipped bit among them could give wrong tokens, or end the process.
     """
 
-    def __init__(self, path: Path, batch_hashes: Sequence[str] | None = None, file_hash: str | None = None):
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        batch_hashes: Sequence[str] | None = None,
+        file_hash: str | None = None,
+        name: str | None = None,
+    ):
+        self.path = name or str(path)
         try:
             whole = pa.memory_map(str(path)).read_buffer()
             self._begin, self._end = whole.address, whole.address + whole.size
             if file_hash is not None and xxhash.xxh3_128_hexdigest(whole) != file_hash:
-                raise DamagedShard(f"{path}: is damaged: its bytes are not what was written; {CURE}")
+                raise DamagedShard(f"{self.path}: is damaged: its bytes are not what was written; {CURE}")
             self._file = pa.ipc.open_file(whole)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise DamagedShard(f"{path}: not a readable shard: {error}; {CURE}") from None
-        self.header = ShardHeader.of(self._file.schema, str(path))
+            raise DamagedShard(f"{self.path}: not a readable shard: {error}; {CURE}") from None
+        self.header = ShardHeader.of(self._file.schema, self.path)
         if not self._file.schema.equals(self.header.schema()):
-            raise DamagedShard(f"{path}: its columns are not those that its header asks for; {CURE}")
+            raise DamagedShard(f"{self.path}: its columns are not those that its header asks for; {CURE}")
         self._hashes = batch_hashes
         if batch_hashes is not None and len(batch_hashes) != self._file.num_record_batches:
             raise DamagedShard(
-                f"{path}: {self._file.num_record_batches} record batches, the manifest has {len(batch_hashes)}"
+                f"{self.path}: {self._file.num_record_batches} record batches, the manifest has {len(batch_hashes)}"
             )
         self._batches: dict[int, pa.RecordBatch] = {}
 

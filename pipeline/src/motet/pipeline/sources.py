@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.pipeline.plan import Partition, printable
+from motet.pipeline.rejects import Reject
 from motet.tokenizers.contract import BadSample, content_hash
 
 MAX_FILE = 1 << 30
@@ -34,16 +35,6 @@ class RawSample:
     position: str
     parts: tuple[tuple[str, bytes], ...]
     language: str = ""
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A sample that became no document: where it stands, why, and the hash of its bytes (empty if there were none)."""
-
-    position: str
-    reason: str
-    detail: str
-    hash: str
 
 
 def read(partition: Partition, note: Callable[[str, bytes], None]) -> Iterator[RawSample | Reject]:
@@ -70,7 +61,9 @@ def _attempt(position: str, line: bytes, parts: Callable[[], tuple[tuple[str, by
     try:
         return RawSample(position, parts())
     except BadSample as bad:
-        return Reject(position, bad.reason, bad.detail, content_hash(line) if line else "")
+        return Reject(
+            position, bad.reason, bad.detail, content_hash(line) if line else "", (("", line),) if line else ()
+        )
 
 
 def _row(line: bytes) -> dict[str, Any]:

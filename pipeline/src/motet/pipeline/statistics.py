@@ -303,7 +303,7 @@ def _outliers(stats: Statistics) -> Table:
 
 
 def _outlier(manifest: Manifest, source: str, tokens: int, sample: str) -> Outlier:
-    return Outlier(source, tokens, sample, f"motet view {shlex.quote(str(manifest.folder))} {sample}")
+    return Outlier(source, tokens, sample, f"motet view {shlex.quote(str(manifest.store))} {sample}")
 
 
 def _with_marks(source: Mapping[str, Any], lengths: Mapping[int, int]) -> Counter[int]:

@@ -17,6 +17,16 @@ class Task:
     key: str
 
     @property
+    def name(self) -> str:
+        """What its commit and its rejects are called, without an ending."""
+        return f"{self.partition.entry.name}-{self.partition.index:05d}-{self.key}"
+
+    @property
     def commit_name(self) -> str:
         """File name of the commit."""
-        return f"{self.partition.entry.name}-{self.partition.index:05d}-{self.key}.json"
+        return f"{self.name}.json"
+
+    @property
+    def rejects_name(self) -> str:
+        """File name of the rejects, where there are any."""
+        return f"{self.name}.arrow"

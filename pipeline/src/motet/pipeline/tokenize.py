@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ import numpy as np
 from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import ShardEntry
 from motet.pipeline.plan import Partition
+from motet.pipeline.rejects import Reject
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
-from motet.pipeline.sources import RawSample, Reject, read
+from motet.pipeline.sources import RawSample, read
 from motet.pipeline.totals import Totals
 from motet.tokenizers.contract import BadSample, Tokenizer, Tokens, content_hash
 
@@ -28,6 +31,21 @@ CHUNK = 128
 """Samples that are loaded and encoded together: a multiple of what tokenizers batch, small enough for memory."""
 CHUNK_BYTES = 64 << 20
 """Bytes of raw samples after which a chunk ends early."""
+
+
+class Guard:
+    """Is told what comes next, before anything that may hang or kill the process; this one tells nobody.
+
+    Attributes:
+        careful: tokenizers first try every sample alone, so that it is known which one they do not survive.
+        skip: samples (by their number in the partition) that are known to be so.
+    """
+
+    careful: bool = False
+    skip: Mapping[int, BadSample] = MappingProxyType({})
+
+    def at(self, sample: int | None, samples: int) -> None:
+        """Next is `sample`, or `samples` together; 0 samples: nothing that has to end soon."""
 
 
 class BrokenTokenizer(Exception):
@@ -43,7 +61,13 @@ class Outcome:
     totals: Totals
 
 
-def tokenize(partition: Partition, tokenizers: Mapping[str, Tokenizer], header: ShardHeader, to: Path) -> Outcome:
+def tokenize(
+    partition: Partition,
+    tokenizers: Mapping[str, Tokenizer],
+    header: ShardHeader,
+    to: Path,
+    guard: Guard = Guard(),  # noqa: B008 (it has no state)
+) -> Outcome:
     """Tokenize a partition into the file `to`; a bad sample becomes a reject, anything else that fails is raised."""
     inputs: dict[str, tuple[int, str]] = {}
 
@@ -53,9 +77,11 @@ def tokenize(partition: Partition, tokenizers: Mapping[str, Tokenizer], header: 
     writer = ShardWriter(to, header, [partition.entry.name])
     counts = Counts({m: spec.codebooks for m, spec in header.tokenizers.items()})
     rejects: list[Reject] = []
-    samples = read(partition, note)
+    samples, number = read(partition, note), 0
     while chunk := _chunk(samples):
-        for outcome in _encode(chunk, tokenizers, partition.entry.name):
+        outcomes = _encode(chunk, number, tokenizers, partition.entry.name, guard)
+        number += len(chunk)
+        for outcome in outcomes:
             if isinstance(outcome, Reject):
                 rejects.append(outcome)
                 continue
@@ -90,12 +116,14 @@ def _chunk(samples: Iterator[RawSample | Reject]) -> list[RawSample | Reject]:
 
 
 def _encode(
-    chunk: list[RawSample | Reject], tokenizers: Mapping[str, Tokenizer], source: str
+    chunk: list[RawSample | Reject], first: int, tokenizers: Mapping[str, Tokenizer], source: str, guard: Guard
 ) -> Iterator[Document | Reject]:
-    """One outcome per sample, in order. Each modality's samples are encoded in one batch."""
-    loaded: list[Reject | list[tuple[str, Any]]] = []
-    for sample in chunk:
-        loaded.append(sample if isinstance(sample, Reject) else _load(sample, tokenizers))
+    """One outcome per sample, in order; `first` is the number of the first. Each modality's samples are one batch."""
+    guard.at(None, 1)  # texts are read in no time
+    loaded: list[Reject | list[tuple[str, Any]]] = [
+        sample if isinstance(sample, Reject) else _load(sample, first + i, tokenizers, guard)
+        for i, sample in enumerate(chunk)
+    ]
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, parts in enumerate(loaded):
         if not isinstance(parts, Reject):
@@ -105,19 +133,27 @@ def _encode(
     for modality, at in places.items():
         values = [loaded[i][j][1] for i, j in at]  # type: ignore[index]
         where = f"{chunk[at[0][0]].position} to {chunk[at[-1][0]].position}"
-        try:
-            encoded = _checked(tokenizers[modality], values, where)
-        except BadSample:
-            encoded = None  # one of them; find out which
-        for n, (i, j) in enumerate(at):
-            if isinstance(loaded[i], Reject):
-                continue
-            try:
-                spans[i, j] = (
-                    encoded[n] if encoded else _checked(tokenizers[modality], [values[n]], chunk[i].position)[0]
-                )
-            except BadSample as bad:
-                loaded[i] = _reject(chunk[i], bad)  # type: ignore[arg-type]
+        encoded = None
+        if not guard.careful:
+            guard.at(None, len(at))
+            with suppress(BadSample):  # one of them; find out which
+                encoded = _checked(tokenizers[modality], values, where)
+        if encoded is None:
+            sound = []
+            for (i, j), value in zip(at, values, strict=True):
+                if isinstance(loaded[i], Reject):
+                    continue
+                guard.at(first + i, 1)
+                try:
+                    _checked(tokenizers[modality], [value], chunk[i].position)
+                    sound.append((i, j))
+                except BadSample as bad:
+                    loaded[i] = _reject(chunk[i], bad)  # type: ignore[arg-type]
+            at = sound
+            guard.at(None, len(at))
+            encoded = _checked(tokenizers[modality], [loaded[i][j][1] for i, j in at], where)  # type: ignore[index]
+        spans.update(zip(at, encoded, strict=True))
+    guard.at(None, 0)
     for i, (sample, parts) in enumerate(zip(chunk, loaded, strict=True)):
         if isinstance(sample, Reject) or isinstance(parts, Reject):
             yield parts  # type: ignore[misc]
@@ -151,12 +187,18 @@ def _checked(tokenizer: Tokenizer, samples: list[Any], where: str) -> list[Token
     return encoded
 
 
-def _load(sample: RawSample, tokenizers: Mapping[str, Tokenizer]) -> Reject | list[tuple[str, Any]]:
+def _load(
+    sample: RawSample, number: int, tokenizers: Mapping[str, Tokenizer], guard: Guard
+) -> Reject | list[tuple[str, Any]]:
     try:
+        if number in guard.skip:
+            raise guard.skip[number]
         parts = []
         for modality, data in sample.parts:
             if modality not in tokenizers:
                 raise BadSample("no-tokenizer", f"the configuration has no tokenizer for '{modality}'")
+            if guard.careful or modality != "text":  # telling takes as long as reading a short one
+                guard.at(number, 1)
             parts.append((modality, tokenizers[modality].load(data)))
         return parts
     except BadSample as bad:
@@ -167,4 +209,5 @@ def _load(sample: RawSample, tokenizers: Mapping[str, Tokenizer]) -> Reject | li
 
 
 def _reject(sample: RawSample, bad: BadSample) -> Reject:
-    return Reject(sample.position, bad.reason, bad.detail, content_hash(*(data for _, data in sample.parts)))
+    content = content_hash(*(data for _, data in sample.parts))
+    return Reject(sample.position, bad.reason, bad.detail, content, sample.parts)

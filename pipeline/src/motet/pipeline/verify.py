@@ -1,8 +1,8 @@
 """Whether a token dataset is what was written: every hash and every invariant, damage told by place.
 
 manifest --for each shard, several at once--> file hash -> record batch hashes -> spans, ids, latents within their bounds
-                             -> counted again (counts.py) -> the manifest and the commit say the same --> problems
-manifest --as a whole------> sources, partitions, rejects; its histograms are the sums of those counted --> problems
+                             -> counted again (counts.py) -> manifest, commit, rejects say the same --> problems
+manifest --as a whole------> sources, partitions; its histograms are the sums of those counted --> problems
 
 Threads are enough: hashing and counting run in C without the interpreter's lock.
 """
@@ -14,12 +14,12 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
+from motet.pipeline import rejects
 from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import CURE, DamagedShard, Shard
@@ -37,11 +37,11 @@ class Verification:
         """(shard, its problems) for every shard, in the manifest's order; an empty list is a sound shard."""
         pool = ThreadPoolExecutor(self._workers, "verify")
         pending: deque[tuple[ShardEntry, Future[tuple[list[str], Totals | None]]]] = deque()
-        entries = iter(self.manifest.shards)
+        entries, with_commits = iter(self.manifest.shards), bool(self.manifest.store.list("commits"))
         try:
             while True:
                 while len(pending) < 2 * self._workers and (entry := next(entries, None)) is not None:
-                    pending.append((entry, pool.submit(_check, self.manifest, entry)))
+                    pending.append((entry, pool.submit(_check, self.manifest, entry, with_commits)))
                 if not pending:
                     return
                 entry, future = pending.popleft()
@@ -63,9 +63,11 @@ class Verification:
 
 
 def strangers(manifest: Manifest) -> list[str]:
-    """Files under shards/ that the manifest does not name: harmless, left by an earlier or a killed run."""
-    known = {entry.file for entry in manifest.shards}
-    found = (f"shards/{path.name}" for path in sorted(manifest.folder.glob("shards/*")))
+    """Files that the manifest does not name: harmless, left by an earlier or a killed run; `motet gc` removes them."""
+    known = {entry.file for entry in manifest.shards} | {f"commits/{entry.commit}" for entry in manifest.shards}
+    known |= {entry.rejects_file for entry in manifest.shards if entry.rejects}
+    folders = ("shards", "commits", rejects.FOLDER)
+    found = (f"{folder}/{name}" for folder in folders for name in manifest.store.list(folder))
     return [name for name in found if name not in known]
 
 
@@ -82,35 +84,33 @@ def _whole(manifest: Manifest, sums: Sums | None) -> Iterator[str]:
     for name in ("codebooks", "lengths", "span_lengths"):
         if sums is not None and getattr(sums, name) != getattr(manifest, name):
             yield f"manifest.json: its {name} are not the sum of those of its shards"
-    rejects = manifest.folder / "rejects.jsonl"
-    if rejects.is_file():
-        try:
-            told = Counter(json.loads(line)["reason"] for line in rejects.read_text(encoding="utf-8").splitlines())
-        except (ValueError, KeyError, TypeError):
-            told = Counter({"(unreadable)": 1})
-        if told != Counter(manifest.rejects()):
-            yield f"rejects.jsonl: {dict(told)}; the manifest says {manifest.rejects()}"
 
 
-def _check(manifest: Manifest, entry: ShardEntry) -> tuple[list[str], Totals | None]:
+def _check(manifest: Manifest, entry: ShardEntry, with_commits: bool) -> tuple[list[str], Totals | None]:
     """One shard's problems, and its histograms if it is sound."""
     counts = Counts({m: spec.codebooks for m, spec in manifest.tokenizers.items()})
     problems = list(_shard(manifest, entry, counts)) if entry.file else []
     totals = None if problems else counts.totals
-    return [*problems, *_commit(manifest, entry, totals)], totals
+    if with_commits:  # a dataset that was copied without its commits is whole without them
+        problems += _commit(manifest, entry, totals)
+    return [*problems, *_rejects(manifest, entry)], totals
 
 
 def _shard(manifest: Manifest, entry: ShardEntry, counts: Counts) -> Iterator[str]:
-    path = manifest.folder / entry.file
-    if not path.is_file():
+    try:
+        with manifest.store.local(entry.file) as path:
+            yield from _file(manifest, entry, path, counts)
+    except FileNotFoundError:
         yield f"{entry.file}: is missing"
-        return
+
+
+def _file(manifest: Manifest, entry: ShardEntry, path: Path, counts: Counts) -> Iterator[str]:
     if path.stat().st_size != entry.bytes:
         yield f"{entry.file}: {path.stat().st_size} bytes, the manifest says {entry.bytes}"
     if changed := _file_hash(path) != entry.hash:
         yield f"{entry.file}: its bytes are not what was written; {CURE}"
     try:
-        shard = Shard(path, entry.batch_hashes)
+        shard = Shard(path, entry.batch_hashes, name=f"{manifest.store}/{entry.file}")
     except DamagedShard as damage:
         yield str(damage)
         return
@@ -147,29 +147,40 @@ def _file_hash(path: Path) -> str:
         return xxhash.xxh3_128_hexdigest(file.read_buffer())
 
 
-def _committed(manifest: Manifest, entry: ShardEntry) -> dict[str, Any] | None:
-    """The partition's commit, if it says the same as the manifest."""
+def _committed(manifest: Manifest, entry: ShardEntry) -> Totals | None:
+    """The histograms of the partition's commit, if it says the same as the manifest."""
     try:
-        commit = json.loads((manifest.folder / "commits" / entry.commit).read_bytes())
-        same = ShardEntry.from_json(commit["entry"]) == entry and "rejects" in commit
-        return {**commit, "totals": Totals.from_json(commit["totals"])} if same else None
+        commit = json.loads(manifest.store.read(f"commits/{entry.commit}"))
+        same = ShardEntry.from_json(commit["entry"]) == entry
+        return Totals.from_json(commit["totals"]) if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _commit(manifest: Manifest, entry: ShardEntry, totals: Totals | None) -> Iterator[str]:
-    """A dataset that was copied without its commits is whole without them."""
-    if not (manifest.folder / "commits").is_dir():
-        return
     where = entry.file or f"{entry.source}, partition {entry.partition}"
-    commit = _committed(manifest, entry)
-    if commit is None:
+    told = _committed(manifest, entry)
+    if told is None:
         yield f"{where}: no commit says the same of it as the manifest"
         return
-    if totals is not None and not totals.same(commit["totals"]):
+    if totals is not None and not totals.same(told):
         yield f"{where}: its lengths and its use of codebooks are not what its commit says"
-    if Counter(reject.get("reason") for reject in commit["rejects"]) != Counter(entry.rejects):
-        yield f"{where}: its rejects are not those that its commit lists"
+
+
+def _rejects(manifest: Manifest, entry: ShardEntry) -> Iterator[str]:
+    """The quarantine holds as many as the manifest says, for the same reasons."""
+    if not entry.rejects:
+        return
+    name = entry.rejects_file
+    try:
+        found = Counter(reject["reason"] for reject in rejects.of_bytes(manifest.store.read(name)))
+    except FileNotFoundError:
+        yield f"{name}: is missing"
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        yield f"{name}: cannot be read: {error}"
+    else:
+        if found != entry.rejects:
+            yield f"{name}: {dict(found)}; the manifest says {entry.rejects}"
 
 
 def _batch(batch: pa.RecordBatch, shard: Shard, counts: Counts) -> Iterator[str]:

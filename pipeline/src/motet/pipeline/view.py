@@ -74,7 +74,7 @@ def pick(manifest: Manifest, prefixes: Sequence[str]) -> list[Document]:
 
 def page(manifest: Manifest, documents: Sequence[Document], tokenizers: Mapping[str, Tokenizer]) -> str:
     """The page that shows these documents."""
-    name = manifest.folder.resolve().name
+    name = manifest.name
     sources = [
         (source, [{"sample": d.sample_id.hex(), "spans": list(_spans(d, tokenizers))} for d in group])
         for source, group in groupby(documents, lambda d: d.source)

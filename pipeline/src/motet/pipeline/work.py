@@ -1,17 +1,32 @@
-"""What an engine sends to its workers: how to build the tokenizers, and where to commit."""
+"""What an engine sends to its workers, and a worker: it owns the process that tokenizes, and outlives its crashes.
+
+    Worker.do(task) --pipe--> child process: build tokenizers once, `Output.do(task)` --"at sample 17"--> the worker, which waits
+    the child dies, or says nothing for too long --> killed, another one goes on --> twice at one sample: that is a reject
+
+Decoders are C code over hostile bytes: one that crashes, is killed for its memory or never ends costs its sample, not the
+job. The process that owns a worker loads no tokenizer. Children are forked from a server that has imported what they need,
+so that another one is there in a fraction of a second.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from multiprocessing.connection import Connection
+from threading import Lock
 from typing import Any
 
+from motet.pipeline.child import Death, Done, Failed, Next, Order, serve
 from motet.pipeline.commit import Output
 from motet.pipeline.task import Task
-from motet.pipeline.tokenize import BrokenTokenizer
-from motet.tokenizers.contract import Tokenizer
-from motet.tokenizers.registry import build
+from motet.tokenizers.contract import BadSample
+
+CONTEXT = multiprocessing.get_context("forkserver")
+MOST_DEATHS = 8
+"""Deaths in a row that no sample explains, after which a partition is given up."""
 
 
 class PartitionFailed(Exception):
@@ -24,38 +39,107 @@ class WorkerLost(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """Settings of every modality's tokenizer (absolute paths), and the output folder; can be sent anywhere."""
+    """What workers need; can be sent anywhere.
+
+    Attributes:
+        tokenizers: settings of every modality's tokenizer (absolute paths).
+        output: where to commit.
+        sample_seconds: a process that is silent for so long over one sample is killed.
+    """
 
     tokenizers: dict[str, dict[str, Any]]
-    out: Path
+    output: Output
+    sample_seconds: float
 
     def start(self) -> Worker:
-        """Load the tokenizers; once per process."""
-        return Worker({m: build(s, Path("/"), m) for m, s in self.tokenizers.items()}, Output(self.out))
+        """A worker; its process starts with its first task."""
+        return Worker(self)
 
 
-@dataclass(frozen=True)
 class Worker:
-    """A process that tokenizes partitions and commits them."""
+    """Tokenizes partitions and commits them, one at a time, in a process of its own."""
 
-    tokenizers: Mapping[str, Tokenizer]
-    output: Output
+    def __init__(self, work: Work):
+        self._work = work
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self._closed = False
+        self._lock = Lock()
 
     def do(self, task: Task) -> int:
         """Tokenize and commit one partition; how many bytes of input it had, for progress.
 
-        PartitionFailed says which partition and why, if it cannot be done.
+        PartitionFailed says which partition and why, if it cannot be done; WorkerLost if it kills every process.
         """
+        skip: dict[int, BadSample] = {}
+        suspect, deaths = None, 0
+        while True:
+            outcome = self._attempt(Order(task, deaths > 0, skip))
+            if isinstance(outcome, Done):
+                return task.partition.size
+            self._end()
+            if isinstance(outcome, Failed):
+                raise PartitionFailed(f"{task.partition.name}: {outcome.reason}; {KEPT}")
+            if outcome.sample is not None and outcome.sample == suspect:
+                skip[suspect], suspect, deaths = BadSample(outcome.reason, outcome.detail), None, 0
+                continue
+            suspect, deaths = outcome.sample, deaths + 1
+            if deaths == MOST_DEATHS:
+                raise WorkerLost(f"{task.partition.name}: kills its process: {outcome.detail}; {KEPT}")
+
+    def close(self) -> None:
+        """End the process, whatever it is at; from any thread. What is committed is kept."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise WorkerLost("the job has ended")
+            if self._process is None:
+                self._pipe, theirs = CONTEXT.Pipe()
+                settings = (self._work.tokenizers, self._work.output, theirs, dict(os.environ))
+                self._process = CONTEXT.Process(target=serve, args=settings)
+                self._process.start()
+                theirs.close()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._pipe.close()  # type: ignore[union-attr]
+            self._process = self._pipe = None
+
+    def _attempt(self, order: Order) -> Done | Failed | Death:
+        self._begin()
+        assert self._pipe is not None
+        told = Next(None, 0)
         try:
-            for modality, spec in task.header.tokenizers.items():
-                if self.tokenizers[modality].spec != spec:
-                    raise BrokenTokenizer(
-                        f"{modality}: a worker's {spec.name} is not the one that the job was planned with"
-                    )
-            self.output.do(task, self.tokenizers)
-        except Exception as error:
-            told = str(error) if isinstance(error, BrokenTokenizer) else f"{type(error).__name__}: {error}"
-            raise PartitionFailed(
-                f"{task.partition.name}: {told}; committed partitions are kept, the same command goes on with the rest"
-            ) from error
-        return task.partition.size
+            self._pipe.send(order)
+            while True:
+                allowed = told.samples * self._work.sample_seconds
+                if told.samples and not self._pipe.poll(allowed):
+                    return Death(told.sample, "decoder-timeout", f"no result after {allowed:g} s")
+                message = self._pipe.recv()
+                if not isinstance(message, Next):
+                    return message
+                told = message
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            return Death(told.sample, "decoder-crashed", f"the process ended by {how}")
+
+
+KEPT = "committed partitions are kept, the same command goes on with the rest"
+
+
+def prepare(modules: Iterable[str]) -> None:
+    """Let the server that children are forked from import these modules, beside what this process does."""
+    from multiprocessing import forkserver
+
+    CONTEXT.set_forkserver_preload(["motet.pipeline.child", *modules])
+    forkserver.ensure_running()

@@ -93,7 +93,7 @@ def verify(
     for problem in problems:
         typer.echo(problem)
     for name in others:
-        typer.echo(f"{name}: not in the manifest (harmless; `motet tokenize` removes it)")
+        typer.echo(f"{name}: not in the manifest (harmless; `motet gc` removes it)")
     typer.echo(
         f"{len(manifest.shards)} shards, {len(problems)} problems"
         if problems

@@ -11,25 +11,38 @@ import typer
 
 def tokenize(
     config: Annotated[Path, typer.Argument(help="YAML file: corpus, tokenizers, limits.")],
-    out: Annotated[Path, typer.Option(help="Folder of the token dataset.")],
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="Who does the work.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Processes or Ray actors.")] = 1,
+    extra: Annotated[
+        list[str] | None, typer.Argument(help="After `--`: Beam's own options.", metavar="[-- OPTIONS]")
+    ] = None,
+    *,
+    out: Annotated[str, typer.Option(help="Folder or URI (`s3://bucket/tokens`) of the token dataset.")],
+    engine: Annotated[Literal["local", "ray", "beam"], typer.Option(help="Who does the work.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, Ray actors or Beam workers.")] = 1,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster (`auto`, `ray://host:10001`); none starts one here.")
     ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0.01, help="Ray: share of a GPU for each worker with a tokenizer on `cuda`.")
+    ] = 1.0,
+    retry_rejects: Annotated[
+        bool, typer.Option("--retry-rejects", help="Do partitions with rejected samples again too.")
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: `path.to.field=value`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
     """Tokenize a corpus. The same command again does only what is missing or has changed.
 
-    Example: `motet tokenize corpus.yaml --out tokens --workers 8`
+    Example: `motet tokenize corpus.yaml --out tokens --workers 8`, or
+    `motet tokenize corpus.yaml --out s3://bucket/tokens --engine beam -- --runner=FlinkRunner`
     """
     from motet.pipeline.config import TokenizeConfig
+    from motet.pipeline.engines import EngineOptions
     from motet.pipeline.job import tokenize_corpus
     from motet.tokenizers.configuration import load_config
 
     settings = load_config(config, TokenizeConfig, set_ or [])
-    result = tokenize_corpus(settings, config.resolve().parent, out, engine, workers, address)
+    options = EngineOptions(address, gpus_per_worker, tuple(extra or ()))
+    result = tokenize_corpus(settings, config.resolve().parent, out, engine, workers, options, retry_rejects)
     if as_json:
         typer.echo(
             json.dumps(
@@ -53,8 +66,38 @@ def tokenize(
     if result.too_many_rejects:
         typer.echo(
             f"motet: {result.rejected:,} of {result.samples:,} samples were rejected, more than max_reject_fraction "
-            f"{result.max_reject_fraction} allows; see {out / 'rejects.jsonl'}",
+            f"{result.max_reject_fraction} allows; see {out}/rejects",
             err=True,
         )
         return 3
     return 0
+
+
+def gc(
+    dataset: Annotated[str, typer.Argument(help="Folder or URI that `motet tokenize` wrote.", metavar="DATASET")],
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Hours; by default 0 in a folder, 24 on an object store.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Delete shards, rejects and commits that the dataset no longer stands on, and nothing else.
+
+    Example: `motet gc tokens --dry-run`
+    """
+    from motet.pipeline.gc import collect, orphans
+    from motet.pipeline.store import Folder, store_of
+
+    store = store_of(dataset)
+    hours = older_than if older_than is not None else 0.0 if isinstance(store, Folder) else 24.0
+    found = orphans(store, hours) if dry_run else collect(store, hours)
+    if as_json:
+        typer.echo(json.dumps({"deleted": {} if dry_run else found.files, "orphans": found.files}))
+        return
+    if dry_run:
+        for path in found.files:
+            typer.echo(path)
+    size = sum(found.files.values()) / 1e6
+    typer.echo(f"{dataset}: {len(found.files):,} files, {size:,.1f} MB {'would be ' * dry_run}deleted")
+    if found.unfinished:
+        typer.echo(f"{found.unfinished:,} commits of an unfinished job are kept: `motet tokenize` goes on from them")

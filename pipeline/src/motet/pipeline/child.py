@@ -1,0 +1,106 @@
+"""The process that tokenizes: it says what it is about to do, so that its owner knows what it died of.
+
+Order --> `Output.do`: "next is sample 17" ... "next are 128 samples" ... --> Done | Failed
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from motet.pipeline.commit import Output
+from motet.pipeline.task import Task
+from motet.pipeline.tokenize import BrokenTokenizer, Guard
+from motet.tokenizers.contract import BadSample
+from motet.tokenizers.registry import build
+
+
+@dataclass(frozen=True)
+class Order:
+    """A partition to do; `careful` and `skip` as in Guard."""
+
+    task: Task
+    careful: bool
+    skip: Mapping[int, BadSample]
+
+
+@dataclass(frozen=True)
+class Next:
+    """What comes next: one sample, by its number, or `samples` together; none: nothing that has to end soon."""
+
+    sample: int | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """The partition is committed."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The partition cannot be done, and would not be the next time."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Death:
+    """The process is gone or hangs: at which sample, if that is known, and how."""
+
+    sample: int | None
+    reason: str
+    detail: str
+
+
+class Told(Guard):
+    """Tells the owner through the pipe."""
+
+    def __init__(self, order: Order, pipe: Connection):
+        self.careful, self.skip, self._pipe = order.careful, order.skip, pipe
+
+    def at(self, sample: int | None, samples: int) -> None:
+        """See Guard."""
+        self._pipe.send(Next(sample, samples))
+
+
+def serve(settings: dict[str, dict[str, Any]], output: Output, pipe: Connection, environment: dict[str, str]) -> None:
+    """Do what comes through the pipe until it closes or the owner is gone, in the owner's environment of now."""
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's, who ends this process
+    threading.Thread(target=_leave_with_owner, daemon=True).start()
+    tokenizers = None
+    while True:
+        try:
+            order: Order = pipe.recv()
+        except EOFError:
+            return
+        try:
+            tokenizers = tokenizers or {m: build(s, Path("/"), m) for m, s in settings.items()}
+            for modality, spec in order.task.header.tokenizers.items():
+                if tokenizers[modality].spec != spec:
+                    raise BrokenTokenizer(
+                        f"{modality}: a worker's {spec.name} is not the one that the job was planned with"
+                    )
+            output.do(order.task, tokenizers, Told(order, pipe))
+        except Exception as error:
+            known = type(error).__module__.startswith("motet.")
+            pipe.send(Failed(str(error) if known else f"{type(error).__name__}: {error}"))
+        else:
+            pipe.send(Done())
+
+
+def _leave_with_owner() -> None:
+    """A killed owner cannot end its process."""
+    owner = multiprocessing.parent_process()
+    assert owner is not None
+    owner.join()
+    os._exit(1)
