@@ -121,8 +121,6 @@ def _shard(root, source, partition, documents, modalities, specs) -> ShardEntry:
         batch_rows=summary.batch_rows,
         tokens={},
         spans={},
-        lengths={},
-        span_lengths={},
         rejects={},
         inputs=(),
     )

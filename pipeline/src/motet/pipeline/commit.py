@@ -23,12 +23,15 @@ from motet.pipeline.manifest import NAME, Manifest, ShardEntry
 from motet.pipeline.store import Found, Store
 from motet.pipeline.task import Task
 from motet.pipeline.tokenize import Guard, tokenize
+from motet.pipeline.totals import Totals
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import Tokenizer, content_hash
 
 CONFIG = "tokenize.yaml"
 INDEX = "commits.json"
 GONE = Found(-1, 0)
+AT_ONCE = 256
+"""Commits that are read ahead."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +78,21 @@ class Output:
         """Tokenize a partition and commit it: what every engine maps over the plan."""
         with self.store.scratch() as scratch:
             outcome = tokenize(task.partition, tokenizers, task.header, scratch, guard)
-            entry = outcome.entry
+            entry = replace(outcome.entry, commit=task.commit_name)
             if entry.rows:
                 entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
                 self.store.put(scratch, entry.file)
         if outcome.rejects:
             quarantine = rejects.to_bytes(entry.source, outcome.rejects, self.keep_rejected)
             self.store.write(f"{rejects.FOLDER}/{task.rejects_name}", quarantine)
-        commit = json.dumps({"entry": entry.to_json(), "codebooks": outcome.codebooks}, ensure_ascii=False).encode()
+        commit = json.dumps({"entry": entry.to_json(), "totals": outcome.totals.to_json()}, ensure_ascii=False).encode()
         name = f"commits/{task.commit_name}"
         if not self.store.create(name, commit) and self.missing([task]):
             self.store.write(name, commit)  # one whose shard is gone or damaged
 
-    def commits(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
-        """Every task's commit: its `entry` and its `codebooks`."""
-        return [commit for _, commit in self._read([task.commit_name for task in tasks])]
+    def commits(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+        """Every task's commit: its `entry` and its `totals`, one after the other, because all are too much for memory."""
+        return (commit for _, commit in self._read([task.commit_name for task in tasks]))
 
     def finished(self, tasks: Sequence[Task]) -> Manifest | None:
         """The manifest, if it was made of exactly these tasks' commits."""
@@ -143,14 +146,16 @@ class Output:
     def _read(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, commit) of those that can be read; many at a time where a store is far away."""
         with ThreadPoolExecutor(self.store.parallel) as pool:
-            for name, data in zip(names, pool.map(self._commit, names), strict=True):
-                if data is not None:
-                    yield name, data
+            for begin in range(0, len(names), AT_ONCE):
+                some = names[begin : begin + AT_ONCE]
+                for name, data in zip(some, pool.map(self._commit, some), strict=True):
+                    if data is not None:
+                        yield name, data
 
     def _commit(self, name: str) -> dict[str, Any] | None:
         try:
             commit = json.loads(self.store.read(f"commits/{name}"))
-            return {"entry": ShardEntry.from_json(commit["entry"]), "codebooks": commit["codebooks"]}
+            return {"entry": ShardEntry.from_json(commit["entry"]), "totals": Totals.from_json(commit["totals"])}
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

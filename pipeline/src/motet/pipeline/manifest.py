@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ class ShardEntry:
         rows, bytes, hash: of the file; hash is xxh3-128.
         batch_hashes, batch_rows: of every record batch; hashes are xxh3-64.
         tokens, spans: by modality.
-        lengths: how many documents have exactly this many tokens.
-        span_lengths: likewise for spans, by modality.
+        sketch, repeated: its smallest content hashes and which of them several documents have (see sketch.py).
+        longest: (tokens, sample id) of its longest documents.
         rejects: how many samples were rejected, by reason.
         inputs: path as configured, size in bytes and content hash of every file that was read.
+        languages: (documents, tokens) by language, of those whose source tells it.
+        commit: file name of the partition's commit, which has the exact histograms too.
     """
 
     file: str
@@ -50,22 +52,36 @@ class ShardEntry:
     batch_rows: tuple[int, ...]
     tokens: dict[str, int]
     spans: dict[str, int]
-    lengths: dict[int, int]
-    span_lengths: dict[str, dict[int, int]]
     rejects: dict[str, int]
     inputs: tuple[dict[str, Any], ...]
+    languages: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sketch: str = ""
+    repeated: dict[str, int] = field(default_factory=dict)
+    longest: tuple[tuple[int, str], ...] = ()
+    commit: str = ""
+
+    @property
+    def rejects_file(self) -> str:
+        """The partition's quarantine, below the dataset's place; it is there if there are `rejects`."""
+        return f"rejects/{self.commit.removesuffix('.json')}.arrow"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` reads it back."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShardEntry:
-        """Inverse of `to_json` (JSON has neither tuples nor integer keys)."""
-        lengths = {int(k): v for k, v in data["lengths"].items()}
-        spans = {m: {int(k): v for k, v in histogram.items()} for m, histogram in data["span_lengths"].items()}
-        tuples = {name: tuple(data[name]) for name in ("batch_hashes", "batch_rows", "inputs")}
-        return cls(**{**data, **tuples, "lengths": lengths, "span_lengths": spans})
+        """Inverse of `to_json` (JSON has no tuples)."""
+        return cls(
+            **{
+                **data,
+                "batch_hashes": tuple(data["batch_hashes"]),
+                "batch_rows": tuple(data["batch_rows"]),
+                "inputs": tuple(data["inputs"]),
+                "languages": {code: tuple(both) for code, both in data["languages"].items()},
+                "longest": tuple((n, sample) for n, sample in data["longest"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,9 @@ class Manifest:
         settings_hash: over everything that decides the bytes, but the inputs.
         sources: corpus entries in their order.
         shards: one per partition, in the order of the plan.
-        codebooks: for each discrete modality, how often each id of each codebook occurs.
+        codebooks: for each discrete modality that occurs, how often each id of each codebook does.
+        lengths: for each source, how many documents have exactly this many tokens.
+        span_lengths: likewise of spans, by source and modality.
     """
 
     store: Store
@@ -89,6 +107,8 @@ class Manifest:
     sources: tuple[str, ...]
     shards: tuple[ShardEntry, ...]
     codebooks: dict[str, list[list[int]]]
+    lengths: dict[str, dict[int, int]] = field(default_factory=dict)
+    span_lengths: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, place: str | Path) -> Manifest:
@@ -119,6 +139,11 @@ class Manifest:
                 sources=tuple(data["sources"]),
                 shards=tuple(ShardEntry.from_json(entry) for entry in data["shards"]),
                 codebooks=data["codebooks"],
+                lengths={source: _numbers(counts) for source, counts in data["lengths"].items()},
+                span_lengths={
+                    source: {m: _numbers(counts) for m, counts in by.items()}
+                    for source, by in data["span_lengths"].items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: is damaged: {error!r}; run `motet tokenize` again, it re-makes it") from None
@@ -132,6 +157,8 @@ class Manifest:
             "settings_hash": self.settings_hash,
             "sources": list(self.sources),
             "codebooks": self.codebooks,
+            "lengths": self.lengths,
+            "span_lengths": self.span_lengths,
         }
         lines = [f' "{key}": {json.dumps(value, sort_keys=True)},' for key, value in head.items()]
         shards = ",\n".join(f"  {json.dumps(entry.to_json(), ensure_ascii=False)}" for entry in self.shards)
@@ -152,6 +179,10 @@ class Manifest:
         """The last part of where it lies."""
         return str(self.store).rstrip("/").rsplit("/", 1)[-1]
 
+    def committed(self) -> dict[str, ShardEntry]:
+        """What is done, by the name of the commit: without reading one."""
+        return {entry.commit: entry for entry in self.shards if entry.commit}
+
     def rejects(self) -> dict[str, int]:
         """Rejected samples by reason, over all shards."""
         total: Counter[str] = Counter()
@@ -163,3 +194,8 @@ class Manifest:
     def documents(self) -> int:
         """How many documents there are."""
         return sum(entry.rows for entry in self.shards)
+
+
+def _numbers(counts: Mapping[str, int]) -> dict[int, int]:
+    """A histogram as JSON has it, whose keys are strings."""
+    return {int(length): count for length, count in counts.items()}

@@ -35,11 +35,15 @@ class DamagedShard(Exception):
 
 @dataclass(frozen=True)
 class Document:
-    """One sample's tokens: `spans` are (modality, tokens) in reading order; `sample_id` is 16 bytes (see sample_id)."""
+    """One sample's tokens: `spans` are (modality, tokens) in reading order; `sample_id` is 16 bytes (see sample_id).
+
+    `language`, where the source tells it, is counted while a shard is written; it is not stored in the shard.
+    """
 
     sample_id: bytes
     source: str
     spans: tuple[tuple[str, Tokens], ...]
+    language: str = ""
 
 
 def sample_id(source: str, position: str, content: Sequence[bytes]) -> bytes:
