@@ -95,17 +95,20 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
                 frames += len(block)
                 if frames > limit:
                     raise BadSample("audio-too-long", f"over {max_seconds:g} s at {rate} Hz")
-                blocks.append(block.mean(axis=1, dtype=np.float32))
+                blocks.append(block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32))
+                if frames == promised and file.seekable():
+                    break  # a seekable file is read to its promised end and no further: spares the seeks of asking
     except soundfile.LibsndfileError as error:
         raise BadSample("truncated-audio" if cut_short else "not-audio", _line(error)) from None
     if frames < promised and not endless:
         raise BadSample("truncated-audio", f"{frames} of {promised} frames")
     if not frames:
         raise BadSample("empty-audio")
-    samples = np.concatenate(blocks)
-    if not np.isfinite(samples).all():
-        raise BadSample("not-finite-audio", f"{int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
-    return Waveform(np.clip(samples, -1.0, 1.0), rate)
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    finite = np.isfinite(samples)
+    if not finite.all():
+        raise BadSample("not-finite-audio", f"{int((~finite).sum())} samples are NaN or infinite")
+    return Waveform(np.clip(samples, -1.0, 1.0, out=samples), rate)
 
 
 def load_text(data: bytes) -> str:
