@@ -95,7 +95,7 @@ def tokenize_corpus(
             manifest = _manifest(store, config, specs, output.commits(tasks))
             whole = len(manifest.shards) == len(tasks)
             assert whole, "an engine returned without an error, but did not commit every partition"
-            output.finish(manifest, tasks)
+            manifest.save()
     return JobResult(manifest, len(missing), len(tasks), sum(manifest.rejects().values()), config.max_reject_fraction)
 
 
