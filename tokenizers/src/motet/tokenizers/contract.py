@@ -9,6 +9,7 @@ without the tokenizer that wrote it.
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -86,7 +87,7 @@ class Tokens:
     latents: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

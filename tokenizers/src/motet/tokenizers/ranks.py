@@ -44,8 +44,10 @@ PATTERNS = {
     ),
 }
 
-
 BLANK = 16_384
+UNUSED = "\0no special token\0"
+"""The one special token that tiktoken is told of, and never allowed to use: text that holds it is encoded as text. With
+none at all `encode_to_numpy`, which needs no Python object per token, looks for the empty string at every character."""
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -77,11 +79,16 @@ class Ranks:
         """The function from a text to its ids, int32."""
         import tiktoken
 
-        encoding = tiktoken.Encoding("motet", pat_str=self.pattern, mergeable_ranks=dict(self.ranks), special_tokens={})
+        encoding = tiktoken.Encoding(
+            "motet",
+            pat_str=self.pattern,
+            mergeable_ranks=dict(self.ranks),
+            special_tokens={UNUSED: 1 + max(self.ranks.values())},
+        )
         ids = self.ids
         if ids is None:
-            return lambda text: np.fromiter(encoding.encode_ordinary(text), np.int32)
-        return lambda text: ids.take(encoding.encode_ordinary(text))
+            return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
+        return lambda text: ids.take(encoding.encode_to_numpy(text, disallowed_special=()))
 
 
 def too_blank(text: str) -> bool:
@@ -126,8 +133,11 @@ def ranks_of(content: Mapping[str, Any]) -> Ranks | str:
             return f"token {token!r} is not reached by its merges"
         if len(parts) == 2 and parts not in listed:
             return f"token {token!r} is made of other parts than its merge says"
-    ids = np.array([vocabulary[token] for token in rank], np.int32)
-    return Ranks(pattern, {bytes(BYTE_OF[c] for c in token): place for token, place in rank.items()}, ids)
+    ids = [vocabulary[token] for token in rank]
+    # A byte's rank is never compared, only a merged token's: where those have rising ids, the ids serve as ranks.
+    own = ids[256:] == sorted(ids[256:])
+    ranks = {bytes(BYTE_OF[c] for c in token): ids[place] if own else place for token, place in rank.items()}
+    return Ranks(pattern, ranks, None if own else np.array(ids, np.int32))
 
 
 def token_bytes(vocabulary: Mapping[str, int], added: Mapping[str, int], size: int) -> list[bytes]:
