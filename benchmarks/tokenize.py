@@ -187,7 +187,7 @@ def media(
     alone = [1 / s.cpu / each[encode] for s, each in zip(slopes, bare, strict=True)]
     both = [1 / s.cpu * (1 / each[encode] + 1 / each["decode"]) for s, each in zip(slopes, bare, strict=True)]
     bench.add(f"{title} end to end / bare {encode}", ">= 0.95", spread(alone))
-    bench.add(f"{title} end to end / libraries that decode, then {encode}", "-", spread(both))
+    bench.add(f"{title} end to end / libraries: decode, then {encode}", "-", spread(both))
     bench.note(
         f"{title}: motet {spread([1 / s.cpu for s in slopes], 1)} samples per CPU-second; alone: "
         + ", ".join(f"{way} {statistics.median(each[way] for each in bare):.1f}" for way in bare[0])
