@@ -87,7 +87,7 @@ class Disturbed:
     def __init__(self, config: Path, out: Path, engine: str, seed: int, options: list[str]):
         self.command = [sys.executable, "-m", "motet.orchestration", "tokenize", str(config), "--out", str(out)]
         self.command += ["--engine", engine, "--workers", str(WORKERS), *options]
-        self.environment = {**os.environ, "PYTHONPATH": f"{config.parent / 'code'}:{os.environ.get('PYTHONPATH', '')}"}
+        self.failures = 0
         self.chance, self.kills, self.lost = random.Random(seed), Counter[str](), 0
         self.process: Any = None
 
@@ -95,7 +95,6 @@ class Disturbed:
         """Start the command, in a process group of its own."""
         self.process = subprocess.Popen(
             self.command,
-            env=self.environment,
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -144,7 +143,10 @@ class Disturbed:
             if (code := self.process.poll()) is not None:
                 if code == 0:
                     return True
-                print(self.process.stderr.read().decode()[-600:])
+                told = self.process.stderr.read().decode()[-600:]
+                self.failures += 1
+                assert self.failures < 5, f"the command fails by itself: {told}"
+                print(told)
                 self.start()
                 continue
             roots = [self.process.pid] if cluster is None else cluster.roots()
@@ -156,6 +158,8 @@ class Disturbed:
                 self.start()
         while self.process.poll() is None or self.process.returncode:
             if self.process.poll():
+                self.failures += 1
+                assert self.failures < 5, f"the command fails by itself: {self.process.stderr.read().decode()[-600:]}"
                 self.start()
             time.sleep(0.05)
         return True
@@ -221,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="motet-kills-") as name:
         folder = Path(name)
         config = make(folder, said.partitions, said.size)
-        sys.path.insert(0, str(folder / "code"))
+        os.environ["PYTHONPATH"] = f"{folder / 'code'}:{os.environ.get('PYTHONPATH', '')}"
         undisturbed = Disturbed(config, folder / "whole", "local", 0, [])
         undisturbed.run(0, {}, 1)
         manifest = Manifest.load(folder / "whole")

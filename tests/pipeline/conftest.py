@@ -3,7 +3,6 @@
 import json
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import numpy as np
 import pytest
 
 from motet.pipeline.config import TokenizeConfig
+from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
 from motet.pipeline.store import store_of
+from motet.pipeline.totals import Sums
 from motet.pipeline.work import prepare
 from motet.tokenizers.configuration import validate
 from motet.tokenizers.contract import TokenizerSpec, Tokens
@@ -115,8 +116,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "shards").mkdir()
     random = np.random.default_rng(0)
     writer = ShardWriter(folder / "shards/a.arrow", ShardHeader(tuple(SPECS), SPECS, "h"), ["a"])
-    tokens, spans_of, lengths = dict.fromkeys(SPECS, 0), dict.fromkeys(SPECS, 0), Counter()
-    span_lengths = {modality: Counter() for modality in SPECS}
+    counts = Counts({m: spec.codebooks for m, spec in SPECS.items()})
     for i in range(1200):
         n = int(random.lognormal(3, 1))
         spans = (
@@ -124,18 +124,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("image", Tokens((2, 2), latents=random.normal(size=(4, 3)).astype(np.float16))),
             ("speech", Tokens((n, 2), ids=random.integers(0, 16, 2 * n))),
         )
-        for modality, span in spans:
-            tokens[modality] += len(span)
-            spans_of[modality] += 1
-            span_lengths[modality][len(span)] += 1
-        lengths[sum(len(span) for _, span in spans)] += 1
-        writer.write(Document(sample_id("a", str(i), [str(i).encode()]), "a", spans))
+        writer.write(document := Document(sample_id("a", str(i), [str(i).encode()]), "a", spans))
+        counts.document(document)
     summary = writer.close()
     entry = ShardEntry(
         "shards/a.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes, summary.batch_rows,
-        tokens, spans_of, dict(lengths), {m: dict(h) for m, h in span_lengths.items()}, {}, (),
+        rejects={}, inputs=(), **counts.told(),
     )  # fmt: skip
-    manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), {})
+    sums = Sums()
+    sums.add("a", counts.totals)
+    own = (sums.codebooks, sums.lengths, sums.span_lengths)
+    manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), *own)
     (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     return folder
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from motet.pipeline.commit import rejected
 from motet.pipeline.gc import collect
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.work import PartitionFailed, WorkerLost
@@ -114,7 +113,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_sample(
         config = poisoned(name).model_copy(update={"partition_bytes": size, "sample_seconds": 1.0})
         result = tokenize_corpus(config, corpus, tmp_path / f"out{size}", workers=2)
         assert (result.manifest.documents, result.manifest.rejects()) == (5, {reason: 1})
-        (reject,) = rejected(result.manifest.store)
+        (reject,) = result.manifest.quarantine()
         assert detail in reject["detail"] and reject["hash"], reject
         assert tokenize_corpus(config, corpus, tmp_path / f"out{size}").done == 0, "and it is not tried again"
         sound = tokenize_corpus(poisoned("Sound"), corpus, tmp_path / "sound").manifest
@@ -130,13 +129,13 @@ def test_rejects_are_tried_again_if_asked(poisoned, corpus: Path, tmp_path: Path
     config = poisoned("Mended").model_copy(update={"partition_bytes": 60, "keep_rejected": True})
     first = tokenize_corpus(config, corpus, tmp_path / "out")
     assert first.manifest.rejects() == {"not-mended": 1} and first.partitions > 2
-    (reject,) = rejected(first.manifest.store)
+    (reject,) = first.manifest.quarantine()
     assert b"And now kill" in reject["parts"][0]["bytes"]
     monkeypatch.setenv("MENDED", "1")
     assert tokenize_corpus(config, corpus, tmp_path / "out").done == 0
     again = tokenize_corpus(config, corpus, tmp_path / "out", retry_rejects=True)
     assert (again.done, again.manifest.documents, again.rejected) == (1, 6, 0)
-    assert not list(rejected(again.manifest.store))
+    assert not list(again.manifest.quarantine())
     assert {path.split("/")[0] for path in collect(again.manifest.store, 0).files} <= {"shards", "rejects"}
 
 

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from motet.pipeline.commit import rejected
 from motet.pipeline.config import TokenizeConfig
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
-from motet.pipeline.store import store_of
 from motet.tokenizers.errors import UserError
 
 
@@ -96,7 +94,7 @@ def test_hostile_samples_are_quarantined_and_nothing_is_lost(broken, configure, 
     assert result.manifest.documents == 30 + 10 + 5 + 4, "every sound sample became a document"
     assert result.samples == result.manifest.documents + sum(expected.values())
     assert result.too_many_rejects
-    rejects = list(rejected(store_of(tmp_path / "out")))
+    rejects = list(Manifest.load(tmp_path / "out").quarantine())
     assert Counter(r["reason"] for r in rejects) == expected
     assert all(r["source"] and r["position"] for r in rejects)
     places = {r["reason"]: r for r in rejects}
@@ -129,7 +127,7 @@ def test_hostile_names_are_quarantined_or_stored(corpus: Path, configure, tmp_pa
     config = configure(corpus=[entry(name="names", path="names"), entry(name="bare", path="bare")])
     result = tokenize_corpus(config, corpus, tmp_path / "out")
     assert result.manifest.documents == 2 and result.samples == len(listed) + 2
-    rejects = list(rejected(store_of(tmp_path / "out")))
+    rejects = list(Manifest.load(tmp_path / "out").quarantine())
     reasons = {r["position"]: r["reason"] for r in rejects}
     assert reasons["metadata.jsonl:3"] == "outside-corpus", "an absolute path would differ between machines"
     assert {reasons[f"metadata.jsonl:{n}"] for n in (2, 6, 7)} == {"unreadable-file"}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.pipeline import stats_page
+from motet.pipeline import rejects, stats_page
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
 from motet.pipeline.statistics import MARKS, packing, quantile, statistics, table
@@ -28,7 +28,7 @@ def manifest(corpus: Path, configure, tmp_path: Path) -> Manifest:
 
 def test_counts_equal_an_independent_count(manifest: Manifest) -> None:
     tokens, documents, lengths, codes = Counter(), Counter(), Counter(), {}
-    for file in sorted((manifest.folder / "shards").glob("*.arrow")):
+    for file in sorted((manifest.store.path / "shards").glob("*.arrow")):
         reader = pa.ipc.open_file(str(file))
         header = json.loads(reader.schema.metadata[b"motet"])
         for row in reader.read_all().to_pylist():
@@ -87,8 +87,8 @@ def test_marks_round_documents_and_media_take_room(manifest: Manifest) -> None:
 
     entry = next(e for e in manifest.shards if e.source == "mixed")  # the first document has one more picture
     more = replace(entry, spans={**entry.spans, "image": entry.spans["image"] + 1})
-    (found,) = statistics(replace(manifest, shards=(more,)), (1 << 20,)).packing
-    tokens = sum(n * count for n, count in entry.lengths.items())
+    (found,) = statistics(replace(manifest, sources=("mixed",), shards=(more,)), (1 << 20,)).packing
+    tokens = sum(n * count for n, count in manifest.lengths["mixed"].items())
     assert found.efficiency * (1 << 20) == pytest.approx(tokens + MARKS * (entry.rows + more.spans["image"]))
 
 
@@ -100,7 +100,7 @@ def test_quantiles() -> None:
 def test_the_page_stands_alone_is_the_same_again_and_tells_the_numbers(manifest: Manifest) -> None:
     found = statistics(manifest)
     page = stats_page.page(manifest, found)
-    assert page == stats_page.page(Manifest.load(manifest.folder), statistics(manifest))
+    assert page == stats_page.page(Manifest.load(manifest.store.path), statistics(manifest))
     standing_alone(page)
     assert f"<b>{sum(found.tokens.values()):,}</b>" in page and "not-json" in page and "text.jsonl:" in page
     for histogram, noun in ((found.lengths, "documents"), *((h, f"{m} spans") for m, h in found.span_lengths.items())):
@@ -111,7 +111,6 @@ def test_the_page_stands_alone_is_the_same_again_and_tells_the_numbers(manifest:
 def test_hostile_names_stay_text(manifest: Manifest) -> None:
     name = '"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac'
     entry = replace(manifest.shards[0], source=name, rejects={name: 1}, spans={name: 3}, tokens={name: 9})
-    entry = replace(entry, span_lengths={name: {3: 3}})
     hostile = replace(
         manifest,
         sources=(name,),
@@ -119,16 +118,20 @@ def test_hostile_names_stay_text(manifest: Manifest) -> None:
         shards=(entry,),
         tokenizers={name: replace(manifest.tokenizers["text"], name=name, modality=name)},
         codebooks={name: manifest.codebooks["text"]},
+        lengths={name: {9: 1}},
+        span_lengths={name: {name: {3: 3}}},
     )
-    reject = {"source": name, "position": name, "reason": name, "detail": name, "hash": ""}
-    (manifest.folder / "rejects.jsonl").write_text(json.dumps(reject) + "\n", encoding="utf-8")
+    quarantine = manifest.store.path / hostile.shards[0].rejects_file
+    quarantine.write_bytes(rejects.to_bytes(name, [rejects.Reject(name, name, name, "")], False))
     page = stats_page.page(hostile, statistics(hostile))
     standing_alone(page)
     assert page.count("&lt;script&gt;") >= 8
 
 
 def test_a_dataset_without_documents_has_a_page(manifest: Manifest) -> None:
-    empty = replace(manifest, shards=(), codebooks={m: [[0] * 8] for m in manifest.codebooks})
+    empty = replace(
+        manifest, shards=(), codebooks={m: [[0] * 8] for m in manifest.codebooks}, lengths={}, span_lengths={}
+    )
     found = statistics(empty)
     table(found)
     assert found.documents == 0 and {p.rows for p in found.packing} == {0}

@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from motet.pipeline.counts import Counts
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
-from motet.pipeline.verify import Counts, _batch, strangers, verify, whole
-from motet.tokenizers.contract import Tokens
+from motet.pipeline.store import store_of
+from motet.pipeline.totals import Sums
+from motet.pipeline.verify import Verification, _batch, strangers
+from motet.tokenizers.contract import Tokens, content_hash
 from motet.tokenizers.errors import UserError
 
 
 def problems(manifest: Manifest) -> list[str]:
-    return [problem for _, found in verify(manifest) for problem in found] + whole(manifest)
+    check = Verification(manifest, 2)
+    return [problem for _, found in check.shards() for problem in found] + check.whole()
 
 
 def test_every_flipped_bit_is_found(dataset: Path, tmp_path: Path) -> None:
@@ -29,15 +33,15 @@ def test_every_flipped_bit_is_found(dataset: Path, tmp_path: Path) -> None:
         damaged = bytearray(raw)
         damaged[at] ^= 1 << int(random.integers(8))
         copy.write_bytes(damaged)
-        ((_, problems),) = verify(Manifest.load(tmp_path))
-        assert problems and all("shards/a.arrow" in problem for problem in problems), at
+        found = problems(Manifest.load(tmp_path))
+        assert found and all("shards/a.arrow" in problem for problem in found), at
     copy.write_bytes(raw[:-1000])
-    assert [p for _, problems in verify(Manifest.load(tmp_path)) for p in problems]
+    assert problems(Manifest.load(tmp_path))
     copy.unlink()
-    assert next(verify(Manifest.load(tmp_path)))[1] == ["shards/a.arrow: is missing"]
+    assert problems(Manifest.load(tmp_path)) == ["shards/a.arrow: is missing"]
     copy.write_bytes(raw)
     (tmp_path / "shards/b.arrow").write_bytes(raw)
-    assert next(verify(Manifest.load(tmp_path)))[1] == [] and strangers(manifest) == []
+    assert problems(Manifest.load(tmp_path)) == [] and strangers(manifest) == []
     assert strangers(Manifest.load(tmp_path)) == ["shards/b.arrow"]
 
 
@@ -46,11 +50,13 @@ def test_every_flipped_bit_beside_the_data_is_refused_by_name(dataset: Path, tmp
     (tmp_path / "shards").mkdir()
     file, specs = tmp_path / "shards/small.arrow", Manifest.load(dataset).tokenizers
     writer = ShardWriter(file, ShardHeader(tuple(specs), specs, "h"), ["a"])
+    counts = Counts({m: spec.codebooks for m, spec in specs.items()})
     for i in range(4):
         spans = (("text", Tokens((3,), ids=np.arange(3))), ("speech", Tokens((1, 2), ids=np.arange(2))))
-        writer.write(Document(bytes([i]) * 16, "a", spans))
+        writer.write(document := Document(bytes([i]) * 16, "a", spans))
+        counts.document(document)
     summary = writer.close()
-    manifest = Manifest.load(_manifest_of(tmp_path, summary, specs))
+    manifest = Manifest.load(_manifest_of(tmp_path, summary, specs, counts))
     assert problems(manifest) == []
     raw, random = file.read_bytes(), np.random.default_rng(0)
     for at in random.permutation(len(raw))[:700].tolist():
@@ -63,13 +69,15 @@ def test_every_flipped_bit_beside_the_data_is_refused_by_name(dataset: Path, tmp
         assert any("small.arrow" in problem for problem in problems(manifest)), at
 
 
-def _manifest_of(folder: Path, summary, specs) -> Path:
+def _manifest_of(folder: Path, summary, specs, counts: Counts) -> Path:
     entry = ShardEntry(
         "shards/small.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes,
-        summary.batch_rows, {"speech": 8, "text": 12}, {"speech": 4, "text": 4}, {5: 4},
-        {"speech": {2: 4}, "text": {3: 4}}, {}, (),
+        summary.batch_rows, rejects={}, inputs=(), **counts.told(),
     )  # fmt: skip
-    manifest = Manifest(folder, tuple(specs), specs, "h", ("a",), (entry,), {})
+    sums = Sums()
+    sums.add("a", counts.totals)
+    own = (sums.codebooks, sums.lengths, sums.span_lengths)
+    manifest = Manifest(store_of(folder), tuple(specs), specs, "h", ("a",), (entry,), *own)
     (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     return folder
 
@@ -87,7 +95,9 @@ def test_verify_finds_wrong_ids_and_broken_spans(dataset: Path, tmp_path: Path) 
         writer.write(Document(bytes(16), "a", (one,)))
         writer.close()
         shard = Shard(tmp_path / f"{i}.arrow")
-        assert any(message in problem for problem in _batch(shard.batch(0), shard, Counts())), message
+        assert any(message in problem for problem in _batch(shard.batch(0), shard, Counts({"speech": (16, 16)}))), (
+            message
+        )
 
 
 @pytest.fixture
@@ -106,25 +116,31 @@ def test_a_tokenized_corpus_is_sound_with_its_commits_or_without(tokenized: Path
 
 def test_a_manifest_that_says_something_else_is_found(tokenized: Path) -> None:
     text = (tokenized / "manifest.json").read_text(encoding="utf-8")
-    manifest = json.loads(text)
-    shard = manifest["shards"][0]
-    length = next(iter(shard["lengths"]))
     changes = [
         (lambda m, s: s["tokens"].__setitem__("image", s["tokens"]["image"] + 1), "tokens: "),
-        (lambda m, s: s["lengths"].__setitem__(length, s["lengths"][length] + 1), "lengths: "),
+        (lambda m, s: s["longest"][0].__setitem__(0, 10**6), "longest: "),
+        (lambda m, s: s.__setitem__("sketch", "0" * 16 + s["sketch"][16:]), "sketch: "),
+        (lambda m, s: m["lengths"][s["source"]].__setitem__("1", 7), "its lengths are not the sum"),
+        (lambda m, s: m["span_lengths"][s["source"]].clear(), "its span_lengths are not the sum"),
         (lambda m, s: s.__setitem__("rows", s["rows"] - 1), "sound documents, the manifest says"),
-        (lambda m, s: s["rejects"].__setitem__("not-json", 3), "rejects.jsonl"),
+        (lambda m, s: s["rejects"].__setitem__("not-json", 3), "rejects/"),
         (lambda m, s: s["inputs"][0].__setitem__("size", 1), "no commit says the same"),
-        (lambda m, s: m["codebooks"]["image"][0].__setitem__(0, 10**6), "use of codebooks"),
+        (lambda m, s: m["codebooks"]["image"][0].__setitem__(0, 10**6), "its codebooks are not the sum"),
         (lambda m, s: m["sources"].reverse(), "its sources are"),
         (lambda m, s: s.__setitem__("partition", 7), "without a gap"),
         (lambda m, s: m["tokenizers"]["image"].__setitem__("hash", "0"), "not by the manifest's tokenizer"),
     ]
+    index = json.loads((tokenized / "commits.json").read_text(encoding="utf-8"))
     for change, message in changes:
         changed = json.loads(text)
         change(changed, changed["shards"][0])
         (tokenized / "manifest.json").write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(UserError, match=r"manifest\.json is not what was written"):
+            Manifest.load(tokenized)
+        index["manifest"] = content_hash((tokenized / "manifest.json").read_bytes())
+        (tokenized / "commits.json").write_text(json.dumps(index), encoding="utf-8")
         assert any(message in problem for problem in problems(Manifest.load(tokenized))), message
+    (tokenized / "commits.json").unlink()
     for damaged in (text.replace('"shards"', '"shardz"'), text.replace('"rows"', '"rowz"', 1), text[:-9], "[]"):
         (tokenized / "manifest.json").write_text(damaged, encoding="utf-8")
         with pytest.raises(UserError, match=r"manifest\.json: (is damaged|cannot be read)"):

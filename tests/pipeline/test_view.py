@@ -128,7 +128,7 @@ def test_an_id_that_is_not_there_names_the_nearest(manifest: Manifest) -> None:
 
 def test_damaged_shards_are_refused(manifest: Manifest) -> None:
     entry = next(e for e in manifest.shards if e.source == "text")
-    path = manifest.folder / entry.file
+    path = manifest.store.path / entry.file
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -137,13 +137,13 @@ def test_damaged_shards_are_refused(manifest: Manifest) -> None:
 
 
 def test_changed_weights_are_refused(manifest: Manifest, tools: Path, tmp_path: Path) -> None:
-    config = (manifest.folder / "tokenize.yaml").read_text(encoding="utf-8")
+    config = (manifest.store.path / "tokenize.yaml").read_text(encoding="utf-8")
     other = tmp_path / "bpe"
     other.mkdir()
     data = json.loads((tools / "bpe/tokenizer.json").read_text(encoding="utf-8"))
     merge = data["model"]["merges"].pop()
     data["model"]["vocab"].pop(merge.replace(" ", "") if isinstance(merge, str) else "".join(merge))
     (other / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
-    (manifest.folder / "tokenize.yaml").write_text(config.replace(str(tools / "bpe"), str(other)), encoding="utf-8")
+    (manifest.store.path / "tokenize.yaml").write_text(config.replace(str(tools / "bpe"), str(other)), encoding="utf-8")
     with pytest.raises(UserError, match="has changed since"):
         dataset_tokenizers(manifest)

@@ -15,9 +15,10 @@ import torch
 from encodec import EncodecModel
 from safetensors.torch import save_file
 
+from motet.tokenizers import encodec_units
 from motet.tokenizers.configuration import UserError, validate
 from motet.tokenizers.contract import BadSample, Tokens, Waveform
-from motet.tokenizers.encodec_units import EnCodec
+from motet.tokenizers.encodec_units import EnCodec, same_length
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = (path.read_bytes() for path in sorted((ROOT / "examples/corpus/speech/prompts").glob("*.ogg")))
@@ -104,6 +105,47 @@ def test_codes_do_not_depend_on_the_batch_and_the_hash_not_on_the_place(
     together, alone = one.encode(samples), [other.encode([sample])[0] for sample in samples[::-1]][::-1]
     assert all(a.shape == b.shape and np.array_equal(a.ids, b.ids) for a, b in zip(together, alone, strict=True))
     assert EnCodec(EnCodec.Settings(path=str(file), bandwidth=3.0)).spec.hash != one.spec.hash
+
+
+@pytest.mark.parametrize(
+    ("lengths", "longest", "expected"),
+    [
+        ([], 100, []),
+        ([5, 7, 5, 5], 0, [[0], [2], [3], [1]]),
+        ([5, 7, 5, 5], 10, [[0, 2], [3], [1]]),
+        ([5, 7, 5, 5, 0, 0], 1000, [[0, 2, 3], [1], [4, 5]]),
+        ([500], 100, [[0]]),
+    ],
+)
+def test_only_sounds_of_one_length_share_a_batch(lengths: list[int], longest: int, expected: list[list[int]]) -> None:
+    assert list(same_length(lengths, longest)) == expected
+
+
+@torch.inference_mode()
+def test_batches_of_one_length_give_the_codes_in_order(
+    library: tuple[EncodecModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a GPU, on the CPU: batches of one length, put back in the order of the samples."""
+    # Two codebooks: of what they leave, the fixture's later ones quantize little but rounding.
+    tokenizer = EnCodec(EnCodec.Settings(path=str(library[1]), bandwidth=1.5))
+    samples = [tokenizer.load(data) for data in FILES]
+    cut = min(len(sample.samples) for sample in samples)
+    samples += [Waveform(sample.samples[:cut], 24_000) for sample in samples]
+    alone = tokenizer.encode(samples)
+    monkeypatch.setattr(encodec_units, "same_length", lambda lengths, _: list(same_length(lengths, 3 * cut)))
+    for a, b in zip(alone, tokenizer.encode(samples), strict=True):
+        assert a.shape == b.shape and (a.ids != b.ids).mean() < 1e-3
+
+
+def test_a_gpu_is_in_the_hash_and_one_that_is_not_there_is_named(
+    library: tuple[EncodecModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"device: cuda cannot be used here .*set device to cpu"):
+            EnCodec(EnCodec.Settings(path=str(library[1]), device="cuda"))
+    monkeypatch.setattr(encodec_units, "to_device", lambda model, device: model)  # the rule, not the device
+    hashes = [EnCodec(EnCodec.Settings(path=str(library[1]), device=d)).spec.hash for d in ("cpu", "cuda", "cuda:3")]
+    assert hashes[0] != hashes[1] == hashes[2]
 
 
 def test_short_long_and_impossible_input(library: tuple[EncodecModel, Path]) -> None:

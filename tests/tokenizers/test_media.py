@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from motet.tokenizers import media
+from motet.tokenizers import media, pictures
 from motet.tokenizers.contract import BadSample, Waveform
 
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
@@ -122,6 +122,74 @@ def test_png_out_and_in_is_lossless():
     picture = media.load_image(PICTURE)
     assert np.array_equal(np.asarray(media.load_image(media.dump_png(picture))), np.asarray(picture))
     assert media.dump_png(np.asarray(picture)) == media.dump_png(picture)
+
+
+def photograph(size: tuple[int, int], form: str = "JPEG", **options) -> bytes:
+    """A picture with a gradient, edges and texture, as a JPEG of this size."""
+    texture = np.random.default_rng(0).integers(0, 60, (*size[::-1], 3))
+    picture = np.asarray(Image.open(io.BytesIO(PICTURE)).convert("RGB").resize(size, Image.Resampling.BICUBIC))
+    out = io.BytesIO()
+    Image.fromarray((picture * 0.7 + texture).astype(np.uint8)).save(out, form, quality=90, **options)
+    return out.getvalue()
+
+
+def full_and_reduced(data: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The square of a file from all its pixels, and from those that a reduced decoding gives."""
+    image, filled = media.load_reduced(data, pictures.SPARE * size)
+    full = pictures.square(media.load_image(data), size)
+    return np.asarray(full, float), np.asarray(pictures.square(image, size, filled), float)
+
+
+@pytest.mark.parametrize("size", [(640, 427), (427, 640), (1000, 873), (512, 512), (135, 129), (4001, 131)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_decoded_at_a_reduced_scale_is_the_same_picture(size, options):
+    data = photograph(size, **options)
+    image, filled = media.load_reduced(data, 128)
+    assert 128 <= min(image.size) < min(size) or min(size) < 256
+    assert all(0 <= whole - part < 1 for whole, part in zip(image.size, filled, strict=True))
+    full, reduced = full_and_reduced(data, 64)
+    assert 10 * np.log10(255**2 / max(np.mean((full - reduced) ** 2), 1e-9)) > 40
+    assert np.abs(full.mean((0, 1)) - reduced.mean((0, 1))).max() < 0.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(640, 424), (640, 427), (642, 422)])
+def test_a_turned_photograph_is_upright_at_a_reduced_scale_too(size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = photograph(size, exif=exif)
+    full, reduced = full_and_reduced(data, 64)
+    assert 10 * np.log10(255**2 / max(np.mean((full - reduced) ** 2), 1e-9)) > 40
+    image, _ = media.load_reduced(data, 64)
+    if size == (640, 424):  # both sides are multiples of 4
+        assert sorted(image.size) == [106, 160]
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "TIFF"])
+def test_other_formats_are_decoded_whole_and_small_jpegs_too(form):
+    for data in (photograph((300, 200), form), photograph((127, 255))):
+        image, filled = media.load_reduced(data, 64)
+        assert image.size == filled and np.array_equal(np.asarray(image), np.asarray(media.load_image(data)))
+
+
+def test_a_jpeg_cut_short_is_refused_at_every_scale():
+    for options in ({}, {"progressive": True}):
+        whole = photograph((640, 427), **options)
+        for side in (16, 64, 128, 400):
+            assert min(media.load_reduced(whole, side)[0].size) >= side
+            for cut in (*(int(len(whole) * share) for share in (0.01, 0.3, 0.5, 0.9)), len(whole) - 400):
+                assert reason(media.load_reduced, whole[:cut], side) in ("truncated-image", "not-an-image")
+    assert reason(media.load_reduced, whole, 64, 640 * 427 - 1) == "image-too-large"
+
+
+def test_every_picture_of_the_bundled_corpus_loads_as_the_plain_steps_say():
+    for file in sorted((CORPUS / "images/emoji").glob("*.webp")):
+        plain = Image.open(file).convert("RGBA")
+        plain = Image.alpha_composite(Image.new("RGBA", plain.size, "white"), plain).convert("RGB")
+        image, filled = media.load_reduced(file.read_bytes(), 128)
+        assert np.array_equal(np.asarray(image), np.asarray(plain)), file.name
+        resized = plain.resize((64, 64), Image.Resampling.LANCZOS)
+        assert np.array_equal(np.asarray(pictures.square(image, 64, filled)), np.asarray(resized)), file.name
 
 
 # Sound

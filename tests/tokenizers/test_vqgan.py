@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
@@ -19,8 +20,8 @@ from safetensors.torch import save_file
 from transformers import ChameleonVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-from motet.tokenizers import image_fit, pictures, taming, torch_models, vqgan_fit
-from motet.tokenizers.configuration import UserError
+from motet.tokenizers import image_fit, pictures, registry, taming, torch_models, vqgan_fit
+from motet.tokenizers.configuration import UserError, validate
 from motet.tokenizers.contract import BadSample, Tokens
 from motet.tokenizers.vqgan import VQGAN
 
@@ -30,7 +31,7 @@ FILES = [path.read_bytes() for path in sorted((ROOT / "examples/corpus/images/em
 HELDOUT = [data for data in FILES if image_fit.is_heldout(data, 0.05)]
 
 
-def open_demo(**settings: int) -> VQGAN:
+def open_demo(**settings: Any) -> VQGAN:
     return VQGAN(VQGAN.Settings(path=str(DEMO), **settings))
 
 
@@ -85,6 +86,32 @@ def test_the_hash_is_of_weights_and_settings_not_of_the_place(tmp_path: Path) ->
         moved.model.decoder.conv_out.bias[0] += 1e-3
     moved.model.save_pretrained(tmp_path / "changed")
     assert VQGAN(VQGAN.Settings(path=str(tmp_path / "changed"))).spec.hash != moved.spec.hash
+
+
+def test_a_gpu_is_in_the_hash_its_number_is_not_and_one_that_is_not_there_is_named(monkeypatch) -> None:
+    for device in ("meta", "gpu", "cuda:x", "cpu:0"):
+        with pytest.raises(UserError, match="device"):
+            validate({"path": str(DEMO), "device": device}, VQGAN.Settings, "test")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"device: cuda:1 cannot be used here .*set device to cpu"):
+            open_demo(device="cuda:1")
+    monkeypatch.setattr("motet.tokenizers.vqgan.to_device", lambda model, device: model)  # the rule, not the device
+    spec = open_demo().spec
+    assert open_demo(device="cuda").spec.hash == open_demo(device="cuda:1").spec.hash != spec.hash
+    assert open_demo(device="cpu").spec == spec
+
+
+def test_the_device_is_known_from_the_settings_without_a_model() -> None:
+    assert registry.absolute({"use": "vqgan", "path": str(DEMO)}, ROOT)["device"] == "cpu"
+    assert registry.absolute({"use": "vae", "path": str(DEMO), "device": "cuda:1"}, ROOT)["device"] == "cuda:1"
+
+
+def test_convolutions_on_a_gpu_keep_fp32_and_the_process_its_own_settings() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    with torch_models.running(1):
+        assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.deterministic
+        assert torch.is_inference_mode_enabled()
+    assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
 
 
 def test_other_sizes_and_shapes_of_pictures() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.store import store_of
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.config import TrainConfig
 
@@ -90,7 +91,7 @@ def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
                     _shard(root, source, at // rows_per_shard, own[at : at + rows_per_shard], modalities, specs)
                 )
         manifest = Manifest(
-            folder=root,
+            store=store_of(root),
             modalities=modalities,
             tokenizers=specs,
             settings_hash="0" * 32,
@@ -121,8 +122,6 @@ def _shard(root, source, partition, documents, modalities, specs) -> ShardEntry:
         batch_rows=summary.batch_rows,
         tokens={},
         spans={},
-        lengths={},
-        span_lengths={},
         rejects={},
         inputs=(),
     )

@@ -8,11 +8,10 @@ it was made of before stays until `motet gc`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from motet.pipeline.commit import Output
 from motet.pipeline.config import Entry, TokenizeConfig
@@ -22,6 +21,7 @@ from motet.pipeline.plan import METADATA, partitions
 from motet.pipeline.shard import FORMAT_VERSION, ShardHeader
 from motet.pipeline.store import Folder, Store, store_of
 from motet.pipeline.task import Task
+from motet.pipeline.totals import Sums
 from motet.pipeline.work import Work, prepare
 from motet.tokenizers.configuration import UserError, dump_config
 from motet.tokenizers.contract import TokenizerSpec, content_hash
@@ -92,10 +92,10 @@ def tokenize_corpus(
 
         manifest = None if missing else output.finished(tasks)
         if manifest is None or (manifest.sources, manifest.tokenizers) != (sources, specs):
-            commits = output.commits(tasks)
-            assert len(commits) == len(tasks), "an engine returned without an error, but did not commit every partition"
-            manifest = _manifest(store, config, specs, commits)
-            output.finish(manifest, tasks)
+            manifest = _manifest(store, config, specs, output.commits(tasks))
+            whole = len(manifest.shards) == len(tasks)
+            assert whole, "an engine returned without an error, but did not commit every partition"
+            manifest.save()
     return JobResult(manifest, len(missing), len(tasks), sum(manifest.rejects().values()), config.max_reject_fraction)
 
 
@@ -124,20 +124,20 @@ def _absolute_entry(entry: Entry, base: Path) -> Entry:
 
 
 def _manifest(
-    store: Store, config: TokenizeConfig, specs: dict[str, TokenizerSpec], commits: list[dict[str, Any]]
+    store: Store, config: TokenizeConfig, specs: dict[str, TokenizerSpec], commits: Iterable[dict[str, Any]]
 ) -> Manifest:
-    codebooks: dict[str, list[np.ndarray]] = {}
+    sums, shards = Sums(), []
     for commit in commits:
-        for modality, books in commit["codebooks"].items():
-            arrays = [np.array(book, np.int64) for book in books]
-            known = codebooks.get(modality)
-            codebooks[modality] = arrays if known is None else [a + b for a, b in zip(known, arrays, strict=True)]
+        shards.append(commit["entry"])
+        sums.add(commit["entry"].source, commit["totals"])
     return Manifest(
         store=store,
         modalities=tuple(specs),
         tokenizers=specs,
         settings_hash=content_hash(FORMAT_VERSION, {m: spec.to_json() for m, spec in specs.items()}),
         sources=tuple(entry.name for entry in config.corpus),
-        shards=tuple(commit["entry"] for commit in commits),
-        codebooks={m: [book.tolist() for book in books] for m, books in sorted(codebooks.items())},
+        shards=tuple(shards),
+        codebooks=sums.codebooks,
+        lengths=sums.lengths,
+        span_lengths=sums.span_lengths,
     )

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+from motet.pipeline import rejects
 from motet.pipeline.shard import DamagedShard, Shard
 from motet.pipeline.store import Store, store_of
 from motet.tokenizers.configuration import UserError
-from motet.tokenizers.contract import TokenizerSpec
+from motet.tokenizers.contract import TokenizerSpec, content_hash
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+INDEX = "commits.json"
+"""Names the commits that a manifest was made of, which differ from machine to machine, and has the manifest's hash."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,12 @@ class ShardEntry:
         rows, bytes, hash: of the file; hash is xxh3-128.
         batch_hashes, batch_rows: of every record batch; hashes are xxh3-64.
         tokens, spans: by modality.
-        lengths: how many documents have exactly this many tokens.
-        span_lengths: likewise for spans, by modality.
+        sketch, repeated: its smallest content hashes and which of them several documents have (see sketch.py).
+        longest: (tokens, sample id) of its longest documents.
         rejects: how many samples were rejected, by reason.
         inputs: path as configured, size in bytes and content hash of every file that was read.
+        languages: (documents, tokens) by language, of those whose source tells it.
+        commit: file name of the partition's commit, which has the exact histograms too; not part of the file.
     """
 
     file: str
@@ -50,22 +56,36 @@ class ShardEntry:
     batch_rows: tuple[int, ...]
     tokens: dict[str, int]
     spans: dict[str, int]
-    lengths: dict[int, int]
-    span_lengths: dict[str, dict[int, int]]
     rejects: dict[str, int]
     inputs: tuple[dict[str, Any], ...]
+    languages: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sketch: str = ""
+    repeated: dict[str, int] = field(default_factory=dict)
+    longest: tuple[tuple[int, str], ...] = ()
+    commit: str = ""
+
+    @property
+    def rejects_file(self) -> str:
+        """The partition's quarantine, below the dataset's place; it is there if there are `rejects`."""
+        return f"{rejects.FOLDER}/{self.commit.removesuffix('.json')}.arrow"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` reads it back."""
-        return asdict(self)
+        return {name: value for name, value in vars(self).items() if name != "commit"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShardEntry:
-        """Inverse of `to_json` (JSON has neither tuples nor integer keys)."""
-        lengths = {int(k): v for k, v in data["lengths"].items()}
-        spans = {m: {int(k): v for k, v in histogram.items()} for m, histogram in data["span_lengths"].items()}
-        tuples = {name: tuple(data[name]) for name in ("batch_hashes", "batch_rows", "inputs")}
-        return cls(**{**data, **tuples, "lengths": lengths, "span_lengths": spans})
+        """Inverse of `to_json` (JSON has no tuples)."""
+        return cls(
+            **{
+                **data,
+                "batch_hashes": tuple(data["batch_hashes"]),
+                "batch_rows": tuple(data["batch_rows"]),
+                "inputs": tuple(data["inputs"]),
+                "languages": {code: tuple(both) for code, both in data["languages"].items()},
+                "longest": tuple((n, sample) for n, sample in data["longest"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,9 @@ class Manifest:
         settings_hash: over everything that decides the bytes, but the inputs.
         sources: corpus entries in their order.
         shards: one per partition, in the order of the plan.
-        codebooks: for each discrete modality, how often each id of each codebook occurs.
+        codebooks: for each discrete modality that occurs, how often each id of each codebook does.
+        lengths: for each source, how many documents have exactly this many tokens.
+        span_lengths: likewise of spans, by source and modality.
     """
 
     store: Store
@@ -89,23 +111,40 @@ class Manifest:
     sources: tuple[str, ...]
     shards: tuple[ShardEntry, ...]
     codebooks: dict[str, list[list[int]]]
+    lengths: dict[str, dict[int, int]] = field(default_factory=dict)
+    span_lengths: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, place: str | Path) -> Manifest:
         """Read the manifest of the dataset at a folder or URI; UserError if there is none or it is of another version."""
         store = store_of(place)
         try:
-            return cls.of(store.read(NAME), store)
+            text = store.read(NAME)
         except FileNotFoundError:
             raise UserError(
                 f"{place}: holds no token dataset (no {NAME}); run `motet tokenize` into it first"
             ) from None
         except OSError as error:
             raise UserError(f"{place}: {NAME} cannot be read: {error.strerror or error}") from None
+        index = cls._index(store)
+        if index and index["manifest"] != content_hash(text):
+            raise UserError(
+                f"{place}: {NAME} is not what was written: damaged, or just being replaced; run `motet tokenize` again"
+            )
+        return cls.of(text, store, index["commits"] if index else ())
+
+    @staticmethod
+    def _index(store: Store) -> dict[str, Any] | None:
+        """The index; None if there is none, as in a dataset that was copied without it, or it is damaged itself."""
+        try:
+            index = json.loads(store.read(INDEX))
+            return index if isinstance(index["manifest"], str) and isinstance(index["commits"], list) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @classmethod
-    def of(cls, text: bytes, store: Store) -> Manifest:
-        """Inverse of `to_text`."""
+    def of(cls, text: bytes, store: Store, commits: Sequence[str] = ()) -> Manifest:
+        """Inverse of `to_text`; `commits` names each shard's, if that is known."""
         where = f"{store}: {NAME}"
         try:
             data = json.loads(text)
@@ -117,8 +156,16 @@ class Manifest:
                 tokenizers={m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()},
                 settings_hash=data["settings_hash"],
                 sources=tuple(data["sources"]),
-                shards=tuple(ShardEntry.from_json(entry) for entry in data["shards"]),
+                shards=tuple(
+                    ShardEntry.from_json({**entry, "commit": commit})
+                    for entry, commit in zip(data["shards"], commits or repeat(""), strict=bool(commits))
+                ),
                 codebooks=data["codebooks"],
+                lengths={source: _numbers(counts) for source, counts in data["lengths"].items()},
+                span_lengths={
+                    source: {m: _numbers(counts) for m, counts in by.items()}
+                    for source, by in data["span_lengths"].items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: is damaged: {error!r}; run `motet tokenize` again, it re-makes it") from None
@@ -132,10 +179,19 @@ class Manifest:
             "settings_hash": self.settings_hash,
             "sources": list(self.sources),
             "codebooks": self.codebooks,
+            "lengths": self.lengths,
+            "span_lengths": self.span_lengths,
         }
         lines = [f' "{key}": {json.dumps(value, sort_keys=True)},' for key, value in head.items()]
         shards = ",\n".join(f"  {json.dumps(entry.to_json(), ensure_ascii=False)}" for entry in self.shards)
         return "\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"]) + "\n"
+
+    def save(self) -> None:
+        """Write the manifest, then the index of the commits that it was made of."""
+        text = self.to_text().encode()
+        self.store.write(NAME, text)
+        index = {"manifest": content_hash(text), "commits": [entry.commit for entry in self.shards]}
+        self.store.write(INDEX, json.dumps(index, indent=0).encode())
 
     def open_shard(self, entry: ShardEntry) -> Shard:
         """A shard whose file is what was written; DamagedShard names it if it is not."""
@@ -152,6 +208,12 @@ class Manifest:
         """The last part of where it lies."""
         return str(self.store).rstrip("/").rsplit("/", 1)[-1]
 
+    def quarantine(self) -> Iterator[dict[str, Any]]:
+        """Every reject, as a dictionary of the columns of its file, in the order of the plan."""
+        for entry in self.shards:
+            if entry.rejects:
+                yield from rejects.of_bytes(self.store.read(entry.rejects_file))
+
     def rejects(self) -> dict[str, int]:
         """Rejected samples by reason, over all shards."""
         total: Counter[str] = Counter()
@@ -163,3 +225,8 @@ class Manifest:
     def documents(self) -> int:
         """How many documents there are."""
         return sum(entry.rows for entry in self.shards)
+
+
+def _numbers(counts: Mapping[str, int]) -> dict[int, int]:
+    """A histogram as JSON has it, whose keys are strings."""
+    return {int(length): count for length, count in counts.items()}

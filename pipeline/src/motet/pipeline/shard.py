@@ -35,11 +35,15 @@ class DamagedShard(Exception):
 
 @dataclass(frozen=True)
 class Document:
-    """One sample's tokens: `spans` are (modality, tokens) in reading order; `sample_id` is 16 bytes (see sample_id)."""
+    """One sample's tokens: `spans` are (modality, tokens) in reading order; `sample_id` is 16 bytes (see sample_id).
+
+    `language`, where the source tells it, is counted while a shard is written; it is not stored in the shard.
+    """
 
     sample_id: bytes
     source: str
     spans: tuple[tuple[str, Tokens], ...]
+    language: str = ""
 
 
 def sample_id(source: str, position: str, content: Sequence[bytes]) -> bytes:
@@ -149,7 +153,9 @@ def record_batch(documents: Sequence[Document], header: ShardHeader, sources: Se
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=schema.field(name).type)
 
     token = schema.field("tokens").type.value_type
-    flat = np.concatenate(ids or [[]], dtype=token.to_pandas_dtype(), casting="unsafe")  # checked against the codebooks
+    flat = np.concatenate(
+        ids or [np.empty(0, np.int32)], dtype=token.to_pandas_dtype(), casting="unsafe"
+    )  # checked against the codebooks
     shape = pa.ListArray.from_arrays(
         pa.array(shape_ends, pa.int32()), pa.array(shapes, pa.int32()), type=schema.field("span_shape").type.value_type
     )

@@ -27,10 +27,14 @@ MAX_FILE = 1 << 30
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample; `position` says where it stands (file:line, or file), `parts` are (modality, bytes) in reading order."""
+    """One sample; `position` says where it stands (file:line, or file), `parts` are (modality, bytes) in reading order.
+
+    `language` is as its source tells it, or empty.
+    """
 
     position: str
     parts: tuple[tuple[str, bytes], ...]
+    language: str = ""
 
 
 def read(partition: Partition, note: Callable[[str, bytes], None]) -> Iterator[RawSample | Reject]:

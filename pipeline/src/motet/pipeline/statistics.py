@@ -3,12 +3,13 @@
     manifest --`statistics`--> Statistics --`to_json` | `table`--> a program | a terminal;  `stats_page` makes the page
 
 Lengths are exact counts (length -> documents), so packing at any row length is computed, not estimated. One thing the
-manifest does not tell: which documents of a partition hold how many pictures or recordings, whose marks take up room.
+manifest does not tell: which documents of a source hold how many pictures or recordings, whose marks take up room.
 Where all hold equally many (every `folder` and `text` source), packing is exact; else their sum is exact.
 """
 
 from __future__ import annotations
 
+import shlex
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping
@@ -18,10 +19,14 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
-from motet.pipeline.manifest import Manifest, ShardEntry
+from motet.pipeline.manifest import Manifest
+from motet.pipeline.sketch import Duplicates, duplicates
 
+LONGEST = 3
+"""Outliers told of each source."""
 MARKS = 2
 """Tokens that training adds round a document, and round each span that is not text: where it begins and ends."""
 
@@ -54,17 +59,30 @@ class Packing:
 
 
 @dataclass(frozen=True)
+class Outlier:
+    """A document that is among the longest of its source; `command` shows it."""
+
+    source: str
+    tokens: int
+    sample: str
+    command: str
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Everything `motet stats` tells.
 
     Attributes:
         documents, tokens, spans, bytes: totals; tokens and spans by modality.
-        sources: for each source its documents, rejected samples and tokens by modality.
+        sources: for each source its documents, rejected samples, tokens and spans by modality.
         tokenizers: spec of each modality.
         lengths: documents by number of tokens. span_lengths: spans likewise, by modality.
         codebooks: use of every codebook.
         rejects: by reason, then source.
         packing: at several row lengths.
+        languages: documents and tokens of each language that a source tells.
+        duplicates: documents that repeat the content of another.
+        longest: the longest documents of each source.
     """
 
     documents: int
@@ -80,6 +98,9 @@ class Statistics:
     codebooks: tuple[Codebook, ...]
     rejects: dict[str, dict[str, int]]
     packing: tuple[Packing, ...]
+    languages: dict[str, dict[str, int]]
+    duplicates: Duplicates
+    longest: tuple[Outlier, ...]
 
     @property
     def bytes_per_token(self) -> float:
@@ -96,22 +117,33 @@ def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096
     tokens, spans, lengths, packed = Counter[str](), Counter[str](), Counter[int](), Counter[int]()
     span_lengths: dict[str, Counter[int]] = {m: Counter() for m in manifest.modalities}
     sources: dict[str, dict[str, Any]] = {
-        name: {"documents": 0, "rejected": 0, "tokens": Counter[str]()} for name in manifest.sources
+        name: {"documents": 0, "rejected": 0, "tokens": Counter[str](), "spans": Counter[str]()}
+        for name in manifest.sources
     }
     rejects: dict[str, Counter[str]] = {}
-    for entry in manifest.shards:
-        tokens.update(entry.tokens)
-        spans.update(entry.spans)
-        lengths.update(entry.lengths)
-        packed.update(_with_marks(entry))
-        for modality, histogram in entry.span_lengths.items():
-            span_lengths[modality].update(histogram)
+    languages: dict[str, list[int]] = {}
+    longest: dict[str, list[tuple[int, str]]] = {name: [] for name in manifest.sources}
+    for entry in manifest.shards:  # perhaps 100,000: little is done for each
         source = sources[entry.source]
         source["documents"] += entry.rows
-        source["rejected"] += sum(entry.rejects.values())
-        source["tokens"].update(entry.tokens)
+        for sums, counts in ((source["tokens"], entry.tokens), (source["spans"], entry.spans)):
+            for modality, count in counts.items():
+                sums[modality] += count
         for reason, count in entry.rejects.items():
+            source["rejected"] += count
             rejects.setdefault(reason, Counter())[entry.source] += count
+        for code, (documents, count) in entry.languages.items():
+            language = languages.setdefault(code, [0, 0])
+            language[0] += documents
+            language[1] += count
+        longest[entry.source] += entry.longest
+    for name, source in sources.items():
+        tokens.update(source["tokens"])
+        spans.update(source["spans"])
+        lengths.update(manifest.lengths.get(name, {}))
+        packed.update(_with_marks(source, manifest.lengths.get(name, {})))
+        for modality, histogram in manifest.span_lengths.get(name, {}).items():
+            span_lengths[modality].update(histogram)
     return Statistics(
         documents=manifest.documents,
         rejected=sum(sum(by.values()) for by in rejects.values()),
@@ -119,7 +151,19 @@ def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096
         bytes=sum(entry.bytes for entry in manifest.shards if entry.file),
         tokens=dict(sorted(tokens.items())),
         spans=dict(sorted(spans.items())),
-        sources={name: {**s, "tokens": dict(sorted(s["tokens"].items()))} for name, s in sources.items()},
+        sources={
+            name: {**s, "tokens": dict(sorted(s["tokens"].items())), "spans": dict(sorted(s["spans"].items()))}
+            for name, s in sources.items()
+        },
+        languages={
+            code: {"documents": documents, "tokens": count} for code, (documents, count) in sorted(languages.items())
+        },
+        duplicates=duplicates((entry.rows, entry.sketch, entry.repeated) for entry in manifest.shards),
+        longest=tuple(
+            _outlier(manifest, name, n, sample)
+            for name, found in longest.items()
+            for n, sample in sorted(found, key=lambda one: (-one[0], one[1]))[:LONGEST]
+        ),
         tokenizers={m: spec.to_json() for m, spec in sorted(manifest.tokenizers.items())},
         lengths=dict(sorted(lengths.items())),
         span_lengths={m: dict(sorted(h.items())) for m, h in sorted(span_lengths.items()) if h},
@@ -220,16 +264,54 @@ def table(stats: Statistics) -> Group:
         for reason, by in stats.rejects.items():
             bad.add_row(reason, f"{sum(by.values()):,}", ", ".join(f"{s} {n:,}" for s, n in by.items()))
         parts.append(bad)
+    if stats.languages:
+        parts.append(_languages(stats))
+    parts.append(_outliers(stats))
+    parts.append(duplicates_line(stats.duplicates))
     parts.append(f"{stats.bytes / 1e6:,.1f} MB in {stats.shards} shards, {stats.bytes_per_token:.2f} bytes a token")
     return Group(*parts)
 
 
-def _with_marks(entry: ShardEntry) -> Counter[int]:
-    """{length in training: documents} of one shard; documents that hold more media than others are taken as the longest."""
-    media = sum(count for modality, count in entry.spans.items() if modality != "text")
-    each, more = divmod(media, max(entry.rows, 1))
+def duplicates_line(found: Duplicates) -> str:
+    """For a person: how many, and how it is known."""
+    if found.exact:
+        return f"{found.documents:,} documents repeat the content of another ({found.share:.2%}; exact)"
+    return (
+        f"about {found.documents:,} documents repeat the content of another "
+        f"({found.share:.2%}; estimated from {found.hashes:,} content hashes)"
+    )
+
+
+def _languages(stats: Statistics) -> Table:
+    languages = Table(box=box.SIMPLE_HEAD)
+    languages.add_column("language")
+    for head in ("documents", "tokens"):
+        languages.add_column(head, justify="right")
+    for code, language in sorted(stats.languages.items(), key=lambda item: (-item[1]["tokens"], item[0])):
+        languages.add_row(escape(code), f"{language['documents']:,}", f"{language['tokens']:,}")
+    return languages
+
+
+def _outliers(stats: Statistics) -> Table:
+    longest = Table(box=box.SIMPLE_HEAD)
+    longest.add_column("longest documents of")
+    longest.add_column("tokens", justify="right")
+    longest.add_column("to see it", overflow="fold")
+    for one in stats.longest:
+        longest.add_row(one.source, f"{one.tokens:,}", escape(one.command))
+    return longest
+
+
+def _outlier(manifest: Manifest, source: str, tokens: int, sample: str) -> Outlier:
+    return Outlier(source, tokens, sample, f"motet view {shlex.quote(str(manifest.store))} {sample}")
+
+
+def _with_marks(source: Mapping[str, Any], lengths: Mapping[int, int]) -> Counter[int]:
+    """{length in training: documents} of one source; documents that hold more media than others are taken as the longest."""
+    media = sum(count for modality, count in source["spans"].items() if modality != "text")
+    each, more = divmod(media, max(source["documents"], 1))
     found: Counter[int] = Counter()
-    for length, count in sorted(entry.lengths.items(), reverse=True):
+    for length, count in sorted(lengths.items(), reverse=True):
         richer = min(count, more)
         more -= richer
         found[length + MARKS * (each + 2)] += richer

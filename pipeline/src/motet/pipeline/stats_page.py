@@ -10,10 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from motet.pipeline import plots
-from motet.pipeline.commit import rejected
+from motet.pipeline import plots, rejects
 from motet.pipeline.manifest import Manifest
-from motet.pipeline.statistics import Statistics, quantile
+from motet.pipeline.statistics import Statistics, duplicates_line, quantile
 
 EXAMPLES = 5
 
@@ -26,6 +25,7 @@ environment = Environment(
 )
 environment.filters["n"] = "{:,}".format
 environment.filters["sum_values"] = lambda counts: sum(counts.values())
+environment.filters["duplicates"] = duplicates_line
 environment.filters["percent"] = lambda share, digits=1: f"{share:.{digits}%}"
 
 
@@ -69,8 +69,15 @@ def _lengths(stats: Statistics, colours: Mapping[str, str]) -> list[dict[str, An
 def _examples(manifest: Manifest) -> dict[str, list[dict[str, str]]]:
     """The first few rejects of each reason."""
     found: dict[str, list[dict[str, str]]] = {}
-    for reject in rejected(manifest.store):
-        some = found.setdefault(reject["reason"], [])
-        if len(some) < EXAMPLES:
-            some.append(reject)
+    for entry in manifest.shards:
+        if all(len(found.get(reason, ())) >= EXAMPLES for reason in entry.rejects):
+            continue  # of perhaps 100,000 files a few are opened
+        try:
+            told = rejects.of_bytes(manifest.store.read(entry.rejects_file))
+        except (OSError, ValueError):
+            continue  # a manifest that came without its rejects still tells how many they are
+        for reject in told:
+            some = found.setdefault(reject["reason"], [])
+            if len(some) < EXAMPLES:
+                some.append(reject)
     return found

@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import ShardEntry
 from motet.pipeline.plan import Partition
 from motet.pipeline.rejects import Reject
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
 from motet.pipeline.sources import RawSample, read
+from motet.pipeline.totals import Totals
 from motet.tokenizers.contract import BadSample, Tokenizer, Tokens, content_hash
 
 CHUNK = 128
@@ -52,11 +54,11 @@ class BrokenTokenizer(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a partition: the manifest's entry (its `file` still empty), rejects, use of every code."""
+    """What became of a partition: the manifest's entry (its `file` and `commit` still empty), rejects, histograms."""
 
     entry: ShardEntry
     rejects: tuple[Reject, ...]
-    codebooks: dict[str, list[list[int]]]
+    totals: Totals
 
 
 def tokenize(
@@ -73,9 +75,7 @@ def tokenize(
         inputs[path] = (len(data), content_hash(data))
 
     writer = ShardWriter(to, header, [partition.entry.name])
-    tokens, spans, lengths = Counter[str](), Counter[str](), Counter[int]()
-    span_lengths: dict[str, Counter[int]] = defaultdict(Counter)
-    use = {m: [np.zeros(size, np.int64) for size in s.codebooks] for m, s in header.tokenizers.items() if s.codebooks}
+    counts = Counts({m: spec.codebooks for m, spec in header.tokenizers.items()})
     rejects: list[Reject] = []
     samples, number = read(partition, note), 0
     while chunk := _chunk(samples):
@@ -86,14 +86,7 @@ def tokenize(
                 rejects.append(outcome)
                 continue
             writer.write(outcome)
-            lengths[sum(len(t) for _, t in outcome.spans)] += 1
-            for modality, span in outcome.spans:
-                tokens[modality] += len(span)
-                spans[modality] += 1
-                span_lengths[modality][len(span)] += 1
-                if span.ids is not None:
-                    for k, counts in enumerate(use[modality]):
-                        counts += np.bincount(span.ids[k :: len(use[modality])], minlength=len(counts))
+            counts.document(outcome)
     summary = writer.close()
     entry = ShardEntry(
         file="",
@@ -104,14 +97,12 @@ def tokenize(
         hash=summary.hash,
         batch_hashes=summary.batch_hashes,
         batch_rows=summary.batch_rows,
-        tokens=dict(sorted(tokens.items())),
-        spans=dict(sorted(spans.items())),
-        lengths=dict(sorted(lengths.items())),
-        span_lengths={m: dict(sorted(h.items())) for m, h in sorted(span_lengths.items())},
+        **counts.told(),
+        languages=counts.languages,
         rejects=dict(sorted(Counter(r.reason for r in rejects).items())),
         inputs=tuple({"path": p, "size": size, "hash": h} for p, (size, h) in sorted(inputs.items())),
     )
-    return Outcome(entry, tuple(rejects), {m: [c.tolist() for c in counts] for m, counts in use.items()})
+    return Outcome(entry, tuple(rejects), counts.totals)
 
 
 def _chunk(samples: Iterator[RawSample | Reject]) -> list[RawSample | Reject]:
@@ -169,7 +160,7 @@ def _encode(
         else:
             found = tuple((modality, spans[i, j]) for j, (modality, _) in enumerate(parts))
             identity = sample_id(source, sample.position, [data for _, data in sample.parts])
-            yield Document(identity, source, found)
+            yield Document(identity, source, found, sample.language)
 
 
 def _checked(tokenizer: Tokenizer, samples: list[Any], where: str) -> list[Tokens]:

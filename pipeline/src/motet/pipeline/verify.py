@@ -1,108 +1,123 @@
 """Whether a token dataset is what was written: every hash and every invariant, damage told by place.
 
-manifest --for each shard--> file hash -> record batch hashes -> spans, ids, latents within their bounds
-                             -> counted again: tokens, spans, lengths -> the commit says the same --> problems
-manifest --as a whole------> sources, partitions, codebook use, rejects agree with the commits --> problems
+manifest --for each shard, several at once--> file hash -> record batch hashes -> spans, ids, latents within their bounds
+                             -> counted again (counts.py) -> manifest, commit, rejects say the same --> problems
+manifest --as a whole------> sources, partitions; its histograms are the sums of those counted --> problems
+
+Threads are enough: hashing and counting run in C without the interpreter's lock.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
+from motet.pipeline import rejects
+from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import CURE, DamagedShard, Shard
-
-BLOCK = 1 << 22
-
-
-def verify(manifest: Manifest) -> Iterator[tuple[ShardEntry, list[str]]]:
-    """(shard, its problems) for every shard in turn; an empty list is a sound shard."""
-    for entry in manifest.shards:
-        counts = Counts()
-        problems = list(_shard(manifest, entry, counts)) if entry.file else []
-        yield entry, [*problems, *_commit(manifest, entry, None if problems else counts)]
+from motet.pipeline.totals import Sums, Totals
 
 
-def whole(manifest: Manifest) -> list[str]:
-    """Problems of the manifest as a whole: what no single shard can show."""
-    found = []
+class Verification:
+    """Checks a dataset: `shards` first, then `whole`, which knows what was counted."""
+
+    def __init__(self, manifest: Manifest, workers: int = 1):
+        self.manifest, self._workers = manifest, workers
+        self._sums: Sums | None = Sums()
+
+    def shards(self) -> Iterator[tuple[ShardEntry, list[str]]]:
+        """(shard, its problems) for every shard, in the manifest's order; an empty list is a sound shard."""
+        pool = ThreadPoolExecutor(self._workers, "verify")
+        pending: deque[tuple[ShardEntry, Future[tuple[list[str], Totals | None]]]] = deque()
+        entries, with_commits = iter(self.manifest.shards), bool(self.manifest.store.list("commits"))
+        try:
+            while True:
+                while len(pending) < 2 * self._workers and (entry := next(entries, None)) is not None:
+                    pending.append((entry, pool.submit(_check, self.manifest, entry, with_commits)))
+                if not pending:
+                    return
+                entry, future = pending.popleft()
+                problems, totals = future.result()
+                if totals is None:
+                    self._sums = None  # what is not known cannot be summed
+                elif self._sums is not None:
+                    try:
+                        self._sums.add(entry.source, totals)
+                    except ValueError:  # codebooks of another size, which was told by name
+                        self._sums = None
+                yield entry, problems
+        finally:  # also when it is interrupted: what has not begun is not begun any more
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def whole(self) -> list[str]:
+        """Problems of the manifest as a whole: what no single shard can show."""
+        return list(_whole(self.manifest, self._sums))
+
+
+def strangers(manifest: Manifest) -> list[str]:
+    """Files that the manifest does not name: harmless, left by an earlier or a killed run; `motet gc` removes them."""
+    known = {entry.file for entry in manifest.shards} | {f"commits/{entry.commit}" for entry in manifest.shards}
+    known |= {entry.rejects_file for entry in manifest.shards if entry.rejects}
+    folders = ("shards", "commits", rejects.FOLDER)
+    found = (f"{folder}/{name}" for folder in folders for name in manifest.store.list(folder))
+    return [name for name in found if name not in known]
+
+
+def _whole(manifest: Manifest, sums: Sums | None) -> Iterator[str]:
     if set(manifest.modalities) != set(manifest.tokenizers):
-        found.append("manifest.json: its modalities are not those of its tokenizers")
+        yield "manifest.json: its modalities are not those of its tokenizers"
     numbers: dict[str, list[int]] = defaultdict(list)
     for entry in manifest.shards:
         numbers[entry.source].append(entry.partition)
     if any(partitions != list(range(len(partitions))) for partitions in numbers.values()):
-        found.append("manifest.json: a source's partitions are not numbered from 0 without a gap")
+        yield "manifest.json: a source's partitions are not numbered from 0 without a gap"
     if list(numbers) != list(manifest.sources):
-        found.append(f"manifest.json: shards of {', '.join(numbers)}; its sources are {', '.join(manifest.sources)}")
-    commits = [commit for entry in manifest.shards if (commit := _committed(manifest, entry))]
-    if len(commits) == len(manifest.shards):
-        use: dict[str, Any] = {}
-        for commit in commits:
-            for modality, books in commit["codebooks"].items():
-                arrays = [np.array(book, np.int64) for book in books]
-                use[modality] = (
-                    [a + b for a, b in zip(use[modality], arrays, strict=True)] if modality in use else arrays
-                )
-        if {m: [book.tolist() for book in books] for m, books in use.items()} != manifest.codebooks:
-            found.append("manifest.json: its use of codebooks is not the sum of that of its shards")
-    rejects = manifest.folder / "rejects.jsonl"
-    if rejects.is_file():
-        try:
-            told = Counter(json.loads(line)["reason"] for line in rejects.read_text(encoding="utf-8").splitlines())
-        except (ValueError, KeyError, TypeError):
-            told = Counter({"(unreadable)": 1})
-        if told != Counter(manifest.rejects()):
-            found.append(f"rejects.jsonl: {dict(told)}; the manifest says {manifest.rejects()}")
-    return found
+        yield f"manifest.json: shards of {', '.join(numbers)}; its sources are {', '.join(manifest.sources)}"
+    for name in ("codebooks", "lengths", "span_lengths"):
+        if sums is not None and getattr(sums, name) != getattr(manifest, name):
+            yield f"manifest.json: its {name} are not the sum of those of its shards"
 
 
-def strangers(manifest: Manifest) -> list[str]:
-    """Files under shards/ that the manifest does not name: harmless, left by an earlier or a killed run."""
-    known = {entry.file for entry in manifest.shards}
-    found = (f"shards/{path.name}" for path in sorted(manifest.folder.glob("shards/*")))
-    return [name for name in found if name not in known]
-
-
-@dataclass
-class Counts:
-    """What a shard's manifest entry says of its documents, counted again."""
-
-    tokens: Counter[str] = field(default_factory=Counter)
-    spans: Counter[str] = field(default_factory=Counter)
-    lengths: Counter[int] = field(default_factory=Counter)
-    span_lengths: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    codebooks: dict[str, list[np.ndarray]] = field(default_factory=dict)
+def _check(manifest: Manifest, entry: ShardEntry, with_commits: bool) -> tuple[list[str], Totals | None]:
+    """One shard's problems, and its histograms if it is sound."""
+    counts = Counts({m: spec.codebooks for m, spec in manifest.tokenizers.items()})
+    problems = list(_shard(manifest, entry, counts)) if entry.file else []
+    totals = None if problems else counts.totals
+    if with_commits:  # a dataset that was copied without its commits is whole without them
+        problems += _commit(manifest, entry, totals)
+    return [*problems, *_rejects(manifest, entry)], totals
 
 
 def _shard(manifest: Manifest, entry: ShardEntry, counts: Counts) -> Iterator[str]:
-    path = manifest.folder / entry.file
-    if not path.is_file():
+    try:
+        with manifest.store.local(entry.file) as path:
+            yield from _file(manifest, entry, path, counts)
+    except FileNotFoundError:
         yield f"{entry.file}: is missing"
-        return
-    state = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            state.update(block)
+
+
+def _file(manifest: Manifest, entry: ShardEntry, path: Path, counts: Counts) -> Iterator[str]:
     if path.stat().st_size != entry.bytes:
         yield f"{entry.file}: {path.stat().st_size} bytes, the manifest says {entry.bytes}"
-    if changed := state.hexdigest() != entry.hash:
+    if changed := _file_hash(path) != entry.hash:
         yield f"{entry.file}: its bytes are not what was written; {CURE}"
     try:
-        shard = Shard(path, entry.batch_hashes)
+        shard = Shard(path, entry.batch_hashes, name=f"{manifest.store}/{entry.file}")
     except DamagedShard as damage:
         yield str(damage)
         return
+    other = False
     for modality, spec in shard.header.tokenizers.items():
         if manifest.tokenizers.get(modality) != spec:
+            other = True
             yield f"{entry.file}: {modality} was encoded by {spec.name} {spec.hash[:12]}, not by the manifest's tokenizer"
     rows = []
     for i in range(shard.num_batches):
@@ -112,7 +127,7 @@ def _shard(manifest: Manifest, entry: ShardEntry, counts: Counts) -> Iterator[st
             yield str(damage)
             continue
         rows.append(batch.num_rows)
-        if not changed:  # what stands beside the data may be damaged too: no sense in reading on
+        if not (changed or other):  # what stands beside the data may be damaged too: no sense in reading on
             yield from (f"{entry.file}: record batch {i}: {problem}" for problem in _batch(batch, shard, counts))
             if set(batch.column("source").to_pylist()) != {entry.source}:
                 yield f"{entry.file}: record batch {i}: documents of another source than {entry.source}"
@@ -120,38 +135,52 @@ def _shard(manifest: Manifest, entry: ShardEntry, counts: Counts) -> Iterator[st
         yield f"{entry.file}: {sum(rows)} sound documents, the manifest says {entry.rows}"
     elif tuple(rows) != entry.batch_rows:
         yield f"{entry.file}: record batches of {rows} documents, the manifest says {list(entry.batch_rows)}"
-    for name in ("tokens", "spans", "lengths", "span_lengths"):
-        counted, told = getattr(counts, name), getattr(entry, name)
-        if not changed and counted != told:
-            yield f"{entry.file}: {name}: {dict(counted)!s:.200}, the manifest says {told!s:.200}"
+    for name, counted in counts.told().items():
+        told = getattr(entry, name)
+        if not (changed or other) and counted != told:
+            yield f"{entry.file}: {name}: {counted!s:.200}, the manifest says {told!s:.200}"
 
 
-def _committed(manifest: Manifest, entry: ShardEntry) -> dict[str, Any] | None:
-    """The commit that says the same of a partition as the manifest, if there is one."""
-    for path in sorted((manifest.folder / "commits").glob(f"{entry.source}-{entry.partition:05d}-*.json")):
-        try:
-            commit = json.loads(path.read_text(encoding="utf-8"))
-            if ShardEntry.from_json(commit["entry"]) == entry and {"rejects", "codebooks"} <= commit.keys():
-                return commit
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return None
+def _file_hash(path: Path) -> str:
+    """xxh3-128 of a file, mapped: the pages are still there when its record batches are read."""
+    with pa.memory_map(str(path)) as file:
+        return xxhash.xxh3_128_hexdigest(file.read_buffer())
 
 
-def _commit(manifest: Manifest, entry: ShardEntry, counts: Counts | None) -> Iterator[str]:
-    """A dataset that was copied without its commits is whole without them."""
-    if not (manifest.folder / "commits").is_dir():
-        return
+def _committed(manifest: Manifest, entry: ShardEntry) -> Totals | None:
+    """The histograms of the partition's commit, if it says the same as the manifest."""
+    try:
+        commit = json.loads(manifest.store.read(f"commits/{entry.commit}"))
+        same = ShardEntry.from_json({**commit["entry"], "commit": entry.commit}) == entry
+        return Totals.from_json(commit["totals"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _commit(manifest: Manifest, entry: ShardEntry, totals: Totals | None) -> Iterator[str]:
     where = entry.file or f"{entry.source}, partition {entry.partition}"
-    commit = _committed(manifest, entry)
-    if commit is None:
+    told = _committed(manifest, entry)
+    if told is None:
         yield f"{where}: no commit says the same of it as the manifest"
         return
-    told = {m: books for m, books in commit["codebooks"].items() if np.any([np.any(book) for book in books])}
-    if counts is not None and {m: [b.tolist() for b in books] for m, books in counts.codebooks.items()} != told:
-        yield f"{where}: its use of codebooks is not what its commit says"
-    if Counter(reject.get("reason") for reject in commit["rejects"]) != Counter(entry.rejects):
-        yield f"{where}: its rejects are not those that its commit lists"
+    if totals is not None and not totals.same(told):
+        yield f"{where}: its lengths and its use of codebooks are not what its commit says"
+
+
+def _rejects(manifest: Manifest, entry: ShardEntry) -> Iterator[str]:
+    """The quarantine holds as many as the manifest says, for the same reasons."""
+    if not entry.rejects:
+        return
+    name = entry.rejects_file
+    try:
+        found = Counter(reject["reason"] for reject in rejects.of_bytes(manifest.store.read(name)))
+    except FileNotFoundError:
+        yield f"{name}: is missing"
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        yield f"{name}: cannot be read: {error}"
+    else:
+        if found != entry.rejects:
+            yield f"{name}: {dict(found)}; the manifest says {entry.rejects}"
 
 
 def _batch(batch: pa.RecordBatch, shard: Shard, counts: Counts) -> Iterator[str]:
@@ -170,8 +199,8 @@ def _batch(batch: pa.RecordBatch, shard: Shard, counts: Counts) -> Iterator[str]
     if (modality_S >= len(header.modalities)).any():
         yield "a span of a modality that the header does not name"
         return
-    shapes = batch.column("span_shape").values.to_pylist()
-    if any(int(np.prod(shape)) != n for shape, n in zip(shapes, length_S.tolist(), strict=True)):
+    shape = batch.column("span_shape").values
+    if (_products(shape.offsets.to_numpy(), shape.values.to_numpy()) != length_S).any():
         yield "a span's grid is not its number of tokens"
     kinds = np.array([header.tokenizers[m].kind == "discrete" for m in header.modalities])
     discrete_S = kinds[modality_S]
@@ -180,29 +209,39 @@ def _batch(batch: pa.RecordBatch, shard: Shard, counts: Counts) -> Iterator[str]
         yield f"{len(tokens)} ids for {int(length_S[discrete_S].sum())} discrete tokens"
         return
     owner_T = np.repeat(modality_S[discrete_S], length_S[discrete_S])
-    within_T = np.arange(len(tokens)) - np.repeat(
-        np.cumsum(length_S[discrete_S]) - length_S[discrete_S], length_S[discrete_S]
-    )
     for code, modality in enumerate(header.modalities):
+        mine_S = length_S[modality_S == code]
         books = header.tokenizers[modality].codebooks
-        for k, size in enumerate(books):
-            mine_T = (owner_T == code) & (within_T % len(books) == k)
-            ids = tokens[mine_T]
-            if (ids >= size).any():
-                yield f"an id of {modality}, codebook {k}, is {int(ids.max())}; the codebook has {size}"
-            elif len(ids):
-                use = counts.codebooks.setdefault(modality, [np.zeros(n, np.int64) for n in books])
-                use[k] += np.bincount(ids, minlength=size)
-        lengths = length_S[modality_S == code].tolist()
-        if lengths:
-            counts.tokens[modality] += sum(lengths)
-            counts.spans[modality] += len(lengths)
-            counts.span_lengths[modality].update(lengths)
+        if books and (mine_S % len(books)).any():
+            yield f"a span of {modality} is not a whole number of frames of {len(books)} codebooks"
+        elif books and len(ids := tokens[owner_T == code]):
+            most = ids.reshape(-1, len(books)).max(axis=0)
+            for k, (top, size) in enumerate(zip(most.tolist(), books, strict=True)):
+                if top >= size:
+                    yield f"an id of {modality}, codebook {k}, is {top}; the codebook has {size}"
+            if (most < books).all():
+                counts.ids(modality, ids)
+        counts.spans(modality, mine_S)
     last_D = np.where(np.diff(starts) > 0, end_S[np.maximum(starts[1:] - 1, 0)], 0) if len(end_S) else 0 * starts[1:]
-    counts.lengths.update(last_D.tolist())
+    counts.documents(_bytes(batch.column("sample_id")), last_D)
     if header.latent_dim:
         vectors = batch.column("latents").values
         if len(vectors) != int(length_S[~discrete_S].sum()):
             yield f"{len(vectors)} latents for {int(length_S[~discrete_S].sum())} continuous tokens"
         elif not np.isfinite(vectors.flatten().to_numpy().astype(np.float32)).all():
             yield "a latent is not a finite number"
+
+
+def _products(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The product of each list of sizes; of an empty one 1."""
+    product_S = np.ones(len(offsets) - 1, np.int64)
+    some_S = np.diff(offsets) > 0
+    if some_S.any():
+        product_S[some_S] = np.multiply.reduceat(values.astype(np.int64), offsets[:-1][some_S])
+    return product_S
+
+
+def _bytes(column: pa.Array) -> bytes:
+    """Of a column of fixed-size binary: all its rows, one after the other."""
+    width = column.type.byte_width
+    return bytes(memoryview(column.buffers()[1])[width * column.offset :][: width * len(column)])

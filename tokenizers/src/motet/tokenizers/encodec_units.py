@@ -1,8 +1,9 @@
 """Speech as EnCodec units on the `encodec` library: waveform -> 24 kHz -> encoder -> residual codes, frames x codebooks.
 
 Weights of the 24 kHz model come from a file (the library's own state dict), or from a folder or hub id in the layout of
-`transformers` (`facebook/encodec_24khz`), whose names are mapped onto the library's. Every utterance is encoded alone: on a
-CPU that is as fast as a padded batch, and its codes are exactly those of the library. 75 frames a second, and as many
+`transformers` (`facebook/encodec_24khz`), whose names are mapped onto the library's. On a CPU every
+utterance is encoded alone, which is as fast as a batch (1 s: 7 % slower, 3 s: 20 % faster), and its codes are exactly those of
+the library; on a GPU those of the same length go together, never padded, so that none sees its neighbours. 75 frames a second, and as many
 codebooks of 1,024 as the bandwidth pays for: 0.75 kbit/s each. Défossez et al., arXiv 2210.13438.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,17 @@ from torch.nn.utils import remove_weight_norm
 
 from motet.tokenizers import contract, media
 from motet.tokenizers.contract import Tokenizer, TokenizerSpec, Tokens, Waveform
-from motet.tokenizers.torch_models import HUB_ID, fetch, load_strictly, read_state, running, weights_hash
+from motet.tokenizers.torch_models import (
+    DEVICE,
+    HUB_ID,
+    device_class,
+    fetch,
+    load_strictly,
+    read_state,
+    running,
+    to_device,
+    weights_hash,
+)
 
 BANDWIDTHS = (1.5, 3.0, 6.0, 12.0, 24.0)  # kbit/s that the 24 kHz model was trained for
 WEIGHTS_FILE = "model.safetensors"
@@ -51,12 +62,16 @@ class EnCodec(Tokenizer):
             path: a file of weights, a folder that holds `model.safetensors`, or a hub id `owner/name`.
             bandwidth: kbit/s, one of 1.5, 3, 6, 12, 24: that is 2, 4, 8, 16 or 32 codebooks.
             threads: threads of torch.
+            device: what the network runs on: `cpu`, `cuda` or `cuda:N`.
+            batch: seconds of sound in one batch on a GPU, of sounds of the same length.
             max_seconds: longer sound is refused: the network takes it whole, about 16 MB a second.
         """
 
         path: str
         bandwidth: float = 6.0
         threads: int = Field(1, gt=0)
+        device: str = Field("cpu", pattern=DEVICE)
+        batch: float = Field(120.0, gt=0)
         max_seconds: float = Field(120.0, gt=0)
 
         @field_validator("bandwidth")
@@ -69,7 +84,7 @@ class EnCodec(Tokenizer):
     def __init__(self, settings: Settings):
         """Raises UserError if the weights are missing, damaged or not of the 24 kHz model."""
         self.settings = settings
-        self.model = _load(settings.path)
+        self.model = to_device(_load(settings.path), settings.device)
         self.model.set_target_bandwidth(settings.bandwidth)
         quantizer = self.model.quantizer
         codebooks = quantizer.get_num_quantizers_for_bandwidth(self.model.frame_rate, settings.bandwidth)
@@ -81,7 +96,7 @@ class EnCodec(Tokenizer):
             latent_dim=0,
             rate=float(self.model.frame_rate),
             media_type="audio/wav",
-            hash=weights_hash(self.model, use="encodec", codebooks=codebooks),
+            hash=weights_hash(self.model, use="encodec", codebooks=codebooks, **device_class(settings.device)),
         )
 
     def load(self, data: bytes) -> Waveform:
@@ -90,14 +105,16 @@ class EnCodec(Tokenizer):
 
     def encode(self, samples: Sequence[Waveform]) -> list[Tokens]:
         """Codes of each frame; the last frame may reach beyond the end."""
-        tokens = []
+        waves = [media.resample(sample, self.model.sample_rate).samples for sample in samples]
+        tokens: dict[int, Tokens] = {}
+        longest = 0 if self.settings.device == "cpu" else int(self.settings.batch * self.model.sample_rate)
         with running(self.settings.threads):
-            for sample in samples:
-                x_11T = torch.from_numpy(media.resample(sample, self.model.sample_rate).samples)[None, None]
-                ((codes_1KF, _),) = self.model.encode(x_11T)
-                ids_FK = codes_1KF[0].T.to(torch.int32).numpy()
-                tokens.append(Tokens(ids_FK.shape, ids=ids_FK.flatten()))
-        return tokens
+            for places in same_length([len(wave) for wave in waves], longest):
+                x_B1T = torch.from_numpy(np.stack([waves[i] for i in places]))[:, None].to(self.settings.device)
+                ((codes_BKF, _),) = self.model.encode(x_B1T)
+                ids_BFK = codes_BKF.transpose(1, 2).to(torch.int32).cpu().numpy()
+                tokens |= {i: Tokens(ids.shape, ids.flatten()) for i, ids in zip(places, ids_BFK, strict=True)}
+        return [tokens[i] for i in range(len(waves))]
 
     def decode(self, tokens: Sequence[Tokens]) -> list[Waveform]:
         """Sound at the model's rate, a whole number of frames long. ValueError for ids that are in no codebook."""
@@ -111,13 +128,23 @@ class EnCodec(Tokenizer):
                 if not len(ids_FK):
                     waves.append(Waveform(np.zeros(0, np.float32), self.model.sample_rate))
                     continue
-                x_11T = self.model.decode([(torch.from_numpy(ids_FK.T.copy())[None], None)])
-                waves.append(Waveform(x_11T[0, 0].clamp(-1, 1).numpy(), self.model.sample_rate))
+                x_11T = self.model.decode([(torch.from_numpy(ids_FK.T.copy())[None].to(self.settings.device), None)])
+                waves.append(Waveform(x_11T[0, 0].clamp(-1, 1).cpu().numpy(), self.model.sample_rate))
         return waves
 
     def dump(self, sample: Waveform) -> bytes:
         """A 16-bit WAV file."""
         return media.dump_wav(sample)
+
+
+def same_length(lengths: Sequence[int], longest: int) -> Iterator[list[int]]:
+    """Positions of equal `lengths` together, in order, so many that they sum to `longest` at most, or one alone."""
+    buckets: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        buckets.setdefault(length, []).append(i)
+    for length, places in buckets.items():
+        count = max(longest // max(length, 1), 1)
+        yield from (places[at : at + count] for at in range(0, len(places), count))
 
 
 def _load(path: str) -> EncodecModel:

@@ -10,7 +10,8 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from motet.tokenizers.contract import BadSample, Waveform
 
@@ -22,6 +23,22 @@ BLOCK = 1 << 18  # frames decoded at a time: what is held besides the mono resul
 
 def load_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
     """A picture as RGB, upright, transparency laid on white; of an animation its first frame.
+
+    Raises what `load_reduced` does.
+    """
+    return load_reduced(data, None, max_pixels)[0]
+
+
+def load_reduced(
+    data: bytes, side: int | None, max_pixels: int = 64_000_000
+) -> tuple[Image.Image, tuple[float, float]]:
+    """The same, but a JPEG is decoded at the least of 1/8, 1/4, 1/2 and 1/1 whose short side is still `side` or more.
+
+    JPEG's 8 x 8 blocks are transformed straight into smaller ones, which costs a fraction of decoding all pixels.
+
+    Returns:
+        The picture, and how much of its width and height the file's own pixels fill: 427 rows at 1/2 are 214, of which
+        213.5 are filled. Who resizes the whole 214 shifts the picture (26 dB from the full decode instead of 37).
 
     Raises:
         BadSample: `empty-file`, `not-an-image`, `image-too-large` (more than `max_pixels`, told from the header, before
@@ -40,8 +57,10 @@ def load_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
         if image.width * image.height > max_pixels:
             raise BadSample("image-too-large", f"{image.width} x {image.height} is over {max_pixels} pixels")
         try:
+            filled = _reduce(image, side) if side else None
             image.load()
-            return _on_white(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _on_white(image), filled or image.size
         except Exception as error:  # the same, one layer deeper
             raise BadSample("truncated-image", _line(error)) from None
 
@@ -76,17 +95,20 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
                 frames += len(block)
                 if frames > limit:
                     raise BadSample("audio-too-long", f"over {max_seconds:g} s at {rate} Hz")
-                blocks.append(block.mean(axis=1, dtype=np.float32))
+                blocks.append(block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32))
+                if frames == promised and file.seekable():
+                    break  # a seekable file is read to its promised end and no further: spares the seeks of asking
     except soundfile.LibsndfileError as error:
         raise BadSample("truncated-audio" if cut_short else "not-audio", _line(error)) from None
     if frames < promised and not endless:
         raise BadSample("truncated-audio", f"{frames} of {promised} frames")
     if not frames:
         raise BadSample("empty-audio")
-    samples = np.concatenate(blocks)
-    if not np.isfinite(samples).all():
-        raise BadSample("not-finite-audio", f"{int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
-    return Waveform(np.clip(samples, -1.0, 1.0), rate)
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    finite = np.isfinite(samples)
+    if not finite.all():
+        raise BadSample("not-finite-audio", f"{int((~finite).sum())} samples are NaN or infinite")
+    return Waveform(np.clip(samples, -1.0, 1.0, out=samples), rate)
 
 
 def load_text(data: bytes) -> str:
@@ -127,6 +149,19 @@ def dump_wav(wave: Waveform) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, np.clip(wave.samples, -1.0, 1.0), wave.rate, format="WAV", subtype="PCM_16")
     return out.getvalue()
+
+
+def _reduce(image: Image.Image, side: int) -> tuple[float, float] | None:
+    """Ask a JPEG's decoder for the least scale whose short side is `side` or more; what will be filled, if not all."""
+    if not isinstance(image, JpegImageFile):
+        return None
+    width, height = image.size
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    if turned:  # upright, any edge could be the one filled in part: reduced only where none is
+        scale = next((s for s in (8, 4, 2) if width % s == height % s == 0 and min(width, height) >= s * side), 1)
+        side = min(width, height) // scale
+    drafted = image.draft(None, (side, side))
+    return None if turned or drafted is None else drafted[1][2:]
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -17,8 +17,13 @@ from pydantic import Field
 from motet.tokenizers import media
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import Settings, Tokenizer
+from motet.tokenizers.torch_models import DEVICE
 
 LONGEST = 16  # times as long as wide: a picture that is resized as a whole
+SPARE = 2
+"""A JPEG is decoded at the least scale that has SPARE times the pixels wanted a side (`media.load_reduced`)."""
+LOADING = 2
+"""Version of how a file becomes the square, in the content hash: raise it when the pixels of any file may change."""
 Item = TypeVar("Item")
 
 
@@ -31,6 +36,7 @@ class PictureSettings(Settings):
         size: side of the square picture in pixels; None: the `sample_size` that the model's configuration names.
         batch: pictures encoded at once.
         threads: threads of torch.
+        device: what the network runs on: `cpu`, `cuda` or `cuda:N`.
         max_pixels: larger pictures are refused unread.
     """
 
@@ -39,6 +45,7 @@ class PictureSettings(Settings):
     size: int | None = Field(None, gt=0)
     batch: int = Field(16, gt=0)
     threads: int = Field(1, gt=0)
+    device: str = Field("cpu", pattern=DEVICE)
     max_pixels: int = Field(64_000_000, gt=0)
 
 
@@ -51,40 +58,43 @@ class PictureTokenizer(Tokenizer):
 
     def load(self, data: bytes) -> Image.Image:
         """The centre square of a picture file, `size` x `size` RGB."""
-        return square(media.load_image(data, self.settings.max_pixels), self.size)
+        image, filled = media.load_reduced(data, SPARE * self.size, self.settings.max_pixels)
+        return square(image, self.size, filled)
 
     def dump(self, sample: Image.Image) -> bytes:
         """A PNG file."""
         return media.dump_png(sample)
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
+def square(image: Image.Image, size: int, filled: tuple[float, float] | None = None) -> Image.Image:
     """Short side to `size` pixels (Lanczos), then the centre `size` x `size`.
 
+    `filled`: the part of the picture's width and height that is picture (`media.load_reduced`); None: all of it.
     Of very long pictures only the centre is resized: the same within rounding, where all of it might fill the memory.
     """
-    short = min(image.size)
-    wide, high = (max(size, round(side * size / short)) for side in image.size)
+    width, height = filled or image.size
+    short = min(width, height)
+    wide, high = (max(size, round(side * size / short)) for side in (width, height))
     left, top = (wide - size) // 2, (high - size) // 2
     if max(wide, high) > LONGEST * size:
-        across, down = image.width / wide, image.height / high
+        across, down = width / wide, height / high
         box = (left * across, top * down, (left + size) * across, (top + size) * down)
         return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
     if image.size != (wide, high):
-        image = image.resize((wide, high), Image.Resampling.LANCZOS)
+        image = image.resize((wide, high), Image.Resampling.LANCZOS, box=(0, 0, width, height))
     return image.crop((left, top, left + size, top + size))
 
 
-def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Pictures of one size as x_BCHW, float32 in [-1, 1]."""
+def to_tensor(images: Sequence[Image.Image], device: str = "cpu") -> torch.Tensor:
+    """Pictures of one size as x_BCHW, float32 in [-1, 1], on `device`; in memory channels stay last, as networks want it."""
     pixels_BHWC = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return pixels_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+    return pixels_BHWC.to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def to_pixels(x_BCHW: torch.Tensor) -> np.ndarray:
     """[-1, 1] as uint8 `[B, H, W, C]`; what lies outside is clipped."""
     pixels = x_BCHW.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

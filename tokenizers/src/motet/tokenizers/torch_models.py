@@ -29,13 +29,23 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_SECONDS = 5.0  # to answer
 
 
+DEVICE = r"^(cpu|cuda(:\d+)?)$"
+"""What a setting `device` may say."""
+
+
 @contextmanager
 def running(threads: int) -> Iterator[None]:
-    """Run torch without gradients on `threads` threads; the process's own number is put back afterwards."""
+    """Run torch without gradients on `threads` threads; the process's own number is put back afterwards.
+
+    On a GPU convolutions are those of fp32 too (TF32 keeps 10 bits, and codes would flip), the same every time.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.inference_mode():
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
             yield
     finally:
         torch.set_num_threads(before)
@@ -45,6 +55,22 @@ def weights_hash(model: nn.Module, **settings: Any) -> str:
     """Content hash over a model's weights (as the fp32 that runs) and the settings that change what it puts out."""
     state = sorted(model.state_dict().items())
     return content_hash(settings, *(part for name, value in state for part in (name, value.cpu().numpy())))
+
+
+def to_device(model: Model, device: str) -> Model:
+    """The model moved to `device`; UserError if this machine has none."""
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # no driver, no such number, out of memory; built without CUDA
+        raise UserError(
+            f"device: {device} cannot be used here ({_line(error)}); run where there is one, or set device to cpu"
+        ) from None
+
+
+def device_class(device: str) -> dict[str, str]:
+    """What a device adds to a content hash: nothing for the CPU; a GPU's kind, as it rounds otherwise, never its index."""
+    kind = torch.device(device).type
+    return {} if kind == "cpu" else {"device": kind}
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from motet.tokenizers import pictures
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.tokenizers.torch_models import open_diffusers, running, weights_hash
+from motet.tokenizers.torch_models import device_class, open_diffusers, running, to_device, weights_hash
 
 
 class VAE(pictures.PictureTokenizer):
@@ -40,6 +40,7 @@ class VAE(pictures.PictureTokenizer):
         self.settings = settings
         self.patch = settings.patch
         self.model = open_diffusers(AutoencoderKL, settings.path, settings.subfolder)
+        to_device(self.model, settings.device).encoder.to(memory_format=torch.channels_last)  # a fifth faster
         config: Any = self.model.config
         self.scale, self.shift = config.scaling_factor, config.shift_factor or 0.0
         self.factor = 2 ** (len(config.block_out_channels) - 1)
@@ -53,7 +54,14 @@ class VAE(pictures.PictureTokenizer):
             rate=float((self.size // (self.factor * self.patch)) ** 2),
             media_type="image/png",
             hash=weights_hash(
-                self.model, use="vae", size=self.size, patch=self.patch, scale=self.scale, shift=self.shift
+                self.model,
+                use="vae",
+                size=self.size,
+                loading=pictures.LOADING,
+                patch=self.patch,
+                scale=self.scale,
+                shift=self.shift,
+                **device_class(settings.device),
             ),
         )
 
@@ -62,8 +70,8 @@ class VAE(pictures.PictureTokenizer):
         tokens = []
         with running(self.settings.threads):
             for part in pictures.batches(samples, self.settings.batch):
-                mean_BCHW = self.model.encode(pictures.to_tensor(part)).latent_dist.mean
-                latents = self.patchify((mean_BCHW - self.shift) * self.scale).to(torch.float16).numpy()
+                mean_BCHW = self.model.encode(pictures.to_tensor(part, self.settings.device)).latent_dist.mean
+                latents = self.patchify((mean_BCHW - self.shift) * self.scale).to(torch.float16).cpu().numpy()
                 tokens += [Tokens(one.shape[:2], latents=one.reshape(-1, self.spec.latent_dim)) for one in latents]
         return tokens
 
@@ -73,7 +81,7 @@ class VAE(pictures.PictureTokenizer):
         with running(self.settings.threads):
             for one in tokens:
                 latents = np.asarray(one.latents, dtype=np.float32).reshape(1, *one.shape, self.spec.latent_dim)
-                latents_1CHW = self.unpatchify(torch.from_numpy(latents))
+                latents_1CHW = self.unpatchify(torch.from_numpy(latents).to(self.settings.device))
                 x_1CHW = self.model.decode(latents_1CHW / self.scale + self.shift).sample
                 images.append(Image.fromarray(pictures.to_pixels(x_1CHW)[0]))
         return images

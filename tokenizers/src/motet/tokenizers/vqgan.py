@@ -18,7 +18,7 @@ from PIL import Image
 
 from motet.tokenizers import pictures, taming
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.tokenizers.torch_models import open_diffusers, running, weights_hash
+from motet.tokenizers.torch_models import device_class, open_diffusers, running, to_device, weights_hash
 
 
 class VQGAN(pictures.PictureTokenizer):
@@ -35,6 +35,7 @@ class VQGAN(pictures.PictureTokenizer):
         self.settings = settings
         file = Path(settings.path)
         self.model = taming.load(file) if file.is_file() else open_diffusers(VQModel, settings.path, settings.subfolder)
+        to_device(self.model, settings.device).encoder.to(memory_format=torch.channels_last)  # a fifth faster
         config: Any = self.model.config
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.size = pictures.picture_size(settings, config, self.factor)
@@ -46,7 +47,9 @@ class VQGAN(pictures.PictureTokenizer):
             latent_dim=0,
             rate=float((self.size // self.factor) ** 2),
             media_type="image/png",
-            hash=weights_hash(self.model, use="vqgan", size=self.size),
+            hash=weights_hash(
+                self.model, use="vqgan", size=self.size, loading=pictures.LOADING, **device_class(settings.device)
+            ),
         )
 
     def encode(self, samples: Sequence[Image.Image]) -> list[Tokens]:
@@ -54,10 +57,10 @@ class VQGAN(pictures.PictureTokenizer):
         tokens = []
         with running(self.settings.threads):
             for part in pictures.batches(samples, self.settings.batch):
-                latents_BCHW = self.model.encode(pictures.to_tensor(part)).latents
+                latents_BCHW = self.model.encode(pictures.to_tensor(part, self.settings.device)).latents
                 for latents_1CHW in latents_BCHW.split(1):  # one by one: the matrix product never sees the neighbours
-                    ids = self.model.quantize(latents_1CHW)[2][2]
-                    tokens.append(Tokens(tuple(latents_1CHW.shape[2:]), ids=ids.flatten().to(torch.int32).numpy()))
+                    ids = self._nearest(latents_1CHW).to(torch.int32).cpu().numpy()
+                    tokens.append(Tokens(tuple(latents_1CHW.shape[2:]), ids=ids))
         return tokens
 
     def decode(self, tokens: Sequence[Tokens]) -> list[Image.Image]:
@@ -69,10 +72,15 @@ class VQGAN(pictures.PictureTokenizer):
                 if ids.size != len(one) or ids.min(initial=0) < 0 or ids.max(initial=0) >= self.spec.codebooks[0]:
                     raise ValueError(f"expected {one.shape} ids under {self.spec.codebooks[0]}")
                 shape = (1, *one.shape, self.model.quantize.vq_embed_dim)
-                latents_1CHW = self.model.quantize.get_codebook_entry(torch.LongTensor(ids), shape)
+                ids_N: Any = torch.from_numpy(ids).to(self.settings.device)  # diffusers asks for CPU's own LongTensor
+                latents_1CHW = self.model.quantize.get_codebook_entry(ids_N, shape)
                 x_1CHW = self.model.decode(latents_1CHW, force_not_quantize=True).sample
                 images.append(Image.fromarray(pictures.to_pixels(x_1CHW)[0]))
         return images
+
+    def _nearest(self, latents_1CHW: torch.Tensor) -> torch.Tensor:
+        """Ids of the nearest codes: the one line of `quantize` that says which; the rest of it is for training."""
+        return torch.cdist(latents_1CHW[0].flatten(1).T, self.model.quantize.embedding.weight).argmin(dim=1)
 
     @classmethod
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:

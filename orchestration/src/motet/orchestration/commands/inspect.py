@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ def stats(
     html: Annotated[Path | None, typer.Option(help="Write the page with plots here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Tokens by modality and source, lengths, codebook use, rejects, packing; from the manifest alone.
+    """Tokens by modality, source and language, lengths, duplicates, outliers, codebook use, rejects, packing; from the manifest alone.
 
     Example: `motet stats tokens --html stats.html --sequence 1024`
     """
@@ -60,6 +61,9 @@ def view(
 
 def verify(
     dataset: Dataset,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shards checked at once.", show_default="all cores")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> int:
     """Check every hash and invariant; names the damaged places and exits with 1 if there are any.
@@ -68,20 +72,20 @@ def verify(
     """
     from motet.pipeline.manifest import Manifest
     from motet.pipeline.progress import shown
-    from motet.pipeline.verify import strangers, whole
-    from motet.pipeline.verify import verify as check
+    from motet.pipeline.verify import Verification, strangers
 
     manifest = Manifest.load(dataset)
+    verification = Verification(manifest, workers or len(os.sched_getaffinity(0)))
     problems: list[str] = []
 
     def checked() -> Iterator[int]:
-        for entry, found in check(manifest):
+        for entry, found in verification.shards():
             problems.extend(found)
             yield entry.bytes
 
     for _ in shown(checked(), sum(entry.bytes for entry in manifest.shards), "B", "verify"):
         pass
-    problems.extend(whole(manifest))
+    problems.extend(verification.whole())
     others = strangers(manifest)
     if as_json:
         typer.echo(json.dumps({"shards": len(manifest.shards), "problems": problems, "strangers": others}))
@@ -89,7 +93,7 @@ def verify(
     for problem in problems:
         typer.echo(problem)
     for name in others:
-        typer.echo(f"{name}: not in the manifest (harmless; `motet tokenize` removes it)")
+        typer.echo(f"{name}: not in the manifest (harmless; `motet gc` removes it)")
     typer.echo(
         f"{len(manifest.shards)} shards, {len(problems)} problems"
         if problems
