@@ -141,16 +141,16 @@ def test_rejects_are_tried_again_if_asked(poisoned, corpus: Path, tmp_path: Path
 
 def test_a_partition_that_kills_every_process_is_named(poisoned, corpus: Path, tmp_path: Path) -> None:
     config = poisoned("KilledTogether").model_copy(update={"partition_bytes": 80})
-    with pytest.raises(WorkerLost, match=r"six, partition [12] \(six.jsonl\): kills its process: .*SIGKILL; .*goes on"):
-        tokenize_corpus(config, corpus, tmp_path / "out", workers=2)
+    with pytest.raises(WorkerLost, match=r"six, partition 1 \(six.jsonl\): kills its process: .*SIGKILL; .*goes on"):
+        tokenize_corpus(config, corpus, tmp_path / "out")
     assert len(list((tmp_path / "out/commits").iterdir())) >= 1, "those before it are done"
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Raises", r"six, partition 3 \(six.jsonl\): six.jsonl:4: bpe.load: ZeroDivisionError"),
-        ("Lies", r"six.jsonl:4 to six.jsonl:4: bpe.encode gave ids up to 99999"),
+        ("Raises", r"six, partition 3 \(six.jsonl\): six.jsonl@93: bpe.load: ZeroDivisionError"),
+        ("Lies", r"six.jsonl@93 to six.jsonl@93: bpe.encode gave ids up to 99999"),
     ],
 )
 def test_a_tokenizer_that_fails_is_named_with_the_sample(name, message, poisoned, corpus: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_tokenizer_that_fails_is_named_with_the_sample(name, message, poisoned
 
 def test_a_tokenizer_that_loses_samples_is_told(poisoned, corpus: Path, tmp_path: Path) -> None:
     config = poisoned("Forgets").model_copy(update={"partition_bytes": 1 << 20})
-    with pytest.raises(PartitionFailed, match=r"six.jsonl:1 to six.jsonl:6: bpe.encode gave 1 spans for 6 samples"):
+    with pytest.raises(PartitionFailed, match=r"six.jsonl@0 to six.jsonl@167: bpe.encode gave 1 spans for 6 samples"):
         tokenize_corpus(config, corpus, tmp_path / "out")
 
 
