@@ -1,0 +1,253 @@
+"""Every format gives the documents of the same data in another one; what is hostile costs itself; nothing is lost."""
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import zstandard
+
+from motet.pipeline.job import tokenize_corpus
+from motet.pipeline.manifest import Manifest
+from motet.tokenizers.errors import UserError
+
+BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def documents(manifest: Manifest) -> list[list[tuple[str, tuple[int, ...], bytes]]]:
+    """Every document's spans, in order; what its source is called and where it stood does not count."""
+    return [
+        [(modality, tokens.shape, tokens.ids.tobytes()) for modality, tokens in document.spans]
+        for entry in manifest.shards
+        if entry.rows
+        for document in manifest.open_shard(entry).documents()
+    ]
+
+
+@pytest.fixture
+def tokens(corpus: Path, configure, tmp_path: Path):
+    """A function that gives the manifest of a corpus of one entry."""
+    made = iter(range(100))
+
+    def run(workers: int = 1, **entry: Any) -> Manifest:
+        config = configure(corpus=[{"name": "one", **entry}])
+        return tokenize_corpus(config, corpus, tmp_path / f"out{next(made)}", workers=workers).manifest
+
+    return run
+
+
+def pictures(corpus: Path) -> list[dict[str, Any]]:
+    """Rows of the pictures' metadata, with the file's bytes."""
+    rows = [json.loads(line) for line in (corpus / "pictures/metadata.jsonl").read_text("utf-8").splitlines()]
+    return [{**row, "bytes": (corpus / "pictures" / row["file_name"]).read_bytes()} for row in rows]
+
+
+def tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as out:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def captioned(tokens) -> list:
+    """The captioned pictures as the folder gives them."""
+    return documents(tokens(format="folder", path="pictures", modality="image"))
+
+
+def test_parquet_gives_the_documents_of_the_folder(corpus: Path, tokens, captioned) -> None:
+    rows = pictures(corpus)
+    table = pa.table(
+        {
+            "license": pa.array(["CC0"] * len(rows)),
+            "picture": pa.array([{"bytes": row["bytes"], "path": row["file_name"]} for row in rows], BYTES),
+            "caption": pa.array([row.get("text") for row in rows]),
+            "lang": pa.array(["en" if i % 3 else "de" for i in range(len(rows))]),
+        }
+    )
+    pq.write_table(table.slice(0, 13), corpus / "a.parquet", row_group_size=5)
+    pq.write_table(table.slice(13), corpus / "b.parquet")
+    entry = {"format": "parquet", "columns": {"caption": "text", "picture": "image"}, "language": "lang"}
+    manifest = tokens(path="*.parquet", workers=2, **entry)
+    assert documents(manifest) == captioned and not manifest.rejects()
+    languages = [entry.languages for entry in manifest.shards]
+    assert sum(entry["de"][0] for entry in languages) == 10 and sum(entry["en"][0] for entry in languages) == 20
+
+
+def test_parquet_of_paths_and_of_lists(corpus: Path, tokens) -> None:
+    """Bytes missing: the path is read. Lists as in OBELICS: one of them holds something at each place."""
+    interleaved = documents(tokens(format="interleaved", path="mixed.jsonl"))
+    texts, images = [], []
+    for line in (corpus / "mixed.jsonl").read_text("utf-8").splitlines():
+        parts = json.loads(line)["parts"]
+        texts.append([part.get("text") for part in parts])
+        images.append([{"path": part["image"]} if "image" in part else None for part in parts])
+    table = pa.table({"texts": texts, "images": pa.array(images, pa.list_(BYTES))})
+    pq.write_table(table, corpus / "obelics.parquet")
+    columns = {"texts": "text", "images": "image"}
+    assert documents(tokens(format="parquet", path="obelics.parquet", columns=columns)) == interleaved
+
+
+def test_parquet_columns_that_are_not_said_or_not_there_are_proposed(corpus: Path, tokens) -> None:
+    pq.write_table(pa.table({"caption": ["a"], "img": pa.array([{"bytes": b"x"}], BYTES)}), corpus / "a.parquet")
+    with pytest.raises(UserError, match=r"corpus.0 \(one\): columns: say .*\{caption: text, img: image\}; there are "):
+        tokens(format="parquet", path="a.parquet")
+    with pytest.raises(UserError, match=r"has no column 'image': say .*\{caption: text, img: image\}"):
+        tokens(format="parquet", path="a.parquet", columns={"image": "image"})
+    (corpus / "b.parquet").write_bytes(b"PAR1 and nothing of it PAR1")
+    with pytest.raises(UserError, match=r"b\.parquet is no Parquet file"):
+        tokens(format="parquet", path="b.parquet", columns={"image": "image"})
+
+
+def test_a_parquet_row_that_is_wrong_costs_itself(corpus: Path, tokens) -> None:
+    table = pa.table(
+        {
+            "texts": [["a", None], ["b"], [None, None], ["c"], ["d"]],
+            "images": pa.array(
+                [[{"path": "../x"}, None], [None, None], [None] * 2, [{"bytes": b"no"}], [None]], pa.list_(BYTES)
+            ),
+        }
+    )
+    pq.write_table(table, corpus / "bad.parquet")
+    manifest = tokens(format="parquet", path="bad.parquet", columns={"texts": "text", "images": "image"})
+    assert manifest.documents == 1
+    assert manifest.rejects() == {"no-parts": 1, "two-at-a-place": 2, "uneven-lists": 1}
+
+
+def test_a_broken_page_of_a_parquet_file_costs_its_rows(corpus: Path, tokens) -> None:
+    texts = [f"Text number {i}. " * 50 for i in range(40)]
+    pq.write_table(pa.table({"text": texts}), corpus / "cut.parquet", compression="none", use_dictionary=False)
+    data = bytearray((corpus / "cut.parquet").read_bytes())
+    begin = data.index(b"Text number 30. ")
+    data[begin - 4 : begin] = b"\xff\xff\xff\x7f"  # the length of a string: 2 GB
+    (corpus / "cut.parquet").write_bytes(data)
+    manifest = tokens(format="parquet", path="cut.parquet", columns={"text": "text"})
+    assert manifest.documents + sum(manifest.rejects().values()) == 40 and manifest.rejects()["broken-parquet"] >= 10
+
+
+def test_webdataset_gives_the_documents_of_the_folder(corpus: Path, tokens, captioned) -> None:
+    members = []
+    for i, row in enumerate(pictures(corpus)):
+        members += [
+            (f"train/{i:04d}.webp", row["bytes"]),
+            (f"train/{i:04d}.json", json.dumps({"caption": row["text"]}).encode()),
+        ]
+        members.append((f"train/{i:04d}.cls", b"7"))
+    for i in range(3):
+        tar(corpus / f"w-{i:03d}.tar", members[30 * i : 30 * i + 30])
+    manifest = tokens(format="webdataset", path="w-{000..002}.tar", column="caption", workers=2)
+    assert documents(manifest) == captioned and [entry.rows for entry in manifest.shards] == [10, 10, 10]
+    again = tokens(format="webdataset", path="w-*.tar", column="caption", columns={"webp": "image", "json": "text"})
+    assert documents(again) == [document[::-1] for document in captioned], "the order of `columns` is that of reading"
+
+
+def test_a_tar_that_breaks_is_read_as_far_as_it_goes(corpus: Path, tokens) -> None:
+    rows = pictures(corpus)[:8]
+    tar(corpus / "whole.tar", [(f"{i}.webp", row["bytes"]) for i, row in enumerate(rows)])
+    data = (corpus / "whole.tar").read_bytes()
+    sizes = np.cumsum([512 + -(-len(row["bytes"]) // 512) * 512 for row in rows])
+    for name, broken, sound in (
+        ("inside", data[: sizes[4] + 700], 5),
+        ("between", data[: sizes[4]], 5),
+        ("garbage", data[: sizes[4]] + b"\x55" * 4096 + data[sizes[4] :], 5),
+        ("nothing", b"", 0),
+        ("noise", bytes(range(256)) * 8, 0),
+    ):
+        (corpus / f"{name}.tar").write_bytes(broken)
+        manifest = tokens(format="webdataset", path=f"{name}.tar")
+        assert (manifest.documents, manifest.rejects()) == (sound, {"broken-tar": 1}), name
+
+
+def test_odd_members_of_a_tar(corpus: Path, tokens) -> None:
+    sound = pictures(corpus)[0]["bytes"]
+    with tarfile.open(corpus / "odd.tar", "w") as out:
+
+        def add(name: str, data: bytes = b"", **fields: Any) -> None:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for field, value in fields.items():
+                setattr(info, field, value)
+            out.addfile(info, io.BytesIO(data))
+
+        add("folder", type=tarfile.DIRTYPE)
+        add("./.hidden", b"x")
+        add("a.webp", sound)
+        add("link.webp", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add("b.webp", sound)
+        add("b.webp", sound)
+        add("c.cls", b"1")
+        add("a.txt", b"late")
+        add("../../climbs.webp", sound)
+        add("n" * 300 + ".webp", sound)
+    manifest = tokens(format="webdataset", path="odd.tar")
+    assert manifest.documents == 3, "a, the one whose name climbs (a name is only a key), the one with a long name"
+    assert manifest.rejects() == {"no-parts": 1, "not-a-file": 1, "repeated-key": 2}
+
+
+def test_nemo_manifests_give_the_documents_of_the_folder(corpus: Path, tokens) -> None:
+    folder = documents(tokens(format="folder", path="sounds", modality="speech"))
+    rows = [json.loads(line) for line in (corpus / "sounds/metadata.jsonl").read_text("utf-8").splitlines()]
+    manifest = [
+        {"audio_filepath": f"sounds/{r['file_name']}", "text": r.get("text"), "duration": 1.5, "lang": "en"}
+        for r in rows
+    ]
+    (corpus / "nemo.json").write_text("".join(json.dumps(row) + "\n" for row in manifest), encoding="utf-8")
+    found = tokens(format="nemo", path="nemo.json", language="lang")
+    assert documents(found) == folder and sum(entry.languages["en"][0] for entry in found.shards) == 10
+
+
+def test_segments_of_a_recording_are_its_samples(corpus: Path, tokens) -> None:
+    file = sorted((corpus / "sounds").glob("*.ogg"))[0]
+    samples, rate = soundfile.read(file, dtype="float32")
+    (corpus / "cut").mkdir()
+    rows = []
+    for i, (begin, end) in enumerate([(0.0, 0.5), (0.25, 0.75), (0.5, 99.0)]):
+        cut = samples[round(begin * rate) : round(end * rate)]
+        soundfile.write(corpus / f"cut/{i}.wav", cut, rate, subtype="FLOAT")
+        rows.append({"audio_filepath": f"sounds/{file.name}", "offset": begin, "duration": end - begin})
+    for bad in (
+        {"offset": 1e9},
+        {"offset": 1e4, "duration": 1},
+        {"offset": -1, "duration": 1},
+        {"offset": 0, "duration": 0},
+    ):
+        rows.append({"audio_filepath": f"sounds/{file.name}", **bad})
+    (corpus / "segments.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = tokens(format="nemo", path="segments.json")
+    assert documents(found) == documents(tokens(format="folder", path="cut", modality="speech"))
+    assert found.rejects() == {"bad-segment": 4}
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
+def test_compressed_text_gives_the_same_documents(ending: str, compress, corpus: Path, tokens) -> None:
+    plain = documents(tokens(format="text", path="text.jsonl"))
+    data = (corpus / "text.jsonl").read_bytes()
+    half = data.index(b"\n", len(data) // 2) + 1
+    (corpus / f"text.jsonl.{ending}").write_bytes(compress(data[:half]) + compress(data[half:]))
+    assert documents(tokens(format="text", path=f"text.jsonl.{ending}")) == plain
+    cut = compress(data)
+    (corpus / f"cut.jsonl.{ending}").write_bytes(cut[: len(cut) * 2 // 3])
+    manifest = tokens(format="text", path=f"cut.jsonl.{ending}")
+    assert documents(manifest) == plain[: manifest.documents] and sum(manifest.rejects().values()) in (1, 2)
+    assert manifest.rejects().get("truncated-file") == 1
+
+
+def test_a_plan_of_text_cuts_where_lines_end_and_loses_none(corpus: Path, configure, tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"Line {i} " + "x" * (i * 37 % 900)}).encode() for i in range(500)]
+    for end in (b"", b"\n"):
+        (corpus / "many.jsonl").write_bytes(b"\n".join(rows) + end)
+        for size in (1, 100, 1000, 10**6):
+            config = configure(corpus=[{"name": "m", "format": "text", "path": "many.jsonl"}], partition_bytes=size)
+            from motet.pipeline.plan import partitions
+            from motet.pipeline.sources import read
+
+            texts = [s.parts[0][1] for p in partitions(config, corpus) for s in read(p, lambda *told: None)]
+            assert texts == [json.loads(row)["text"].encode() for row in rows], size
