@@ -1,6 +1,6 @@
 """The manifest of 100,000 shards: how long it takes to make, write, load and tell statistics from.
 
-    python benchmarks/manifest.py [--shards 100000] [--vocabulary 131072] [--commits 1000]
+    python -m benchmarks.manifest [--shards 100000] [--vocabulary 131072] [--commits 1000]
 
 Each shard is as one of a text corpus in partitions of 8 MiB: 4,000 documents of lognormal length, ids of a Zipf law. What
 commits say is made by the same `Counts` that tokenizing uses; all times are of one thread.
