@@ -172,14 +172,14 @@ def media(
         entry = {
             "name": "media",
             "format": "folder",
-            "path": str(corpora.some(folder, count)),
+            "path": str(corpora.some(bench.folder, folder, count)),
             "modality": modality,
         }
         return [*bench.job(f"{modality}-{size}", [entry], {modality: settings}), "--workers", "1"], count
 
     bare, slopes = [], []
     for _ in range(bench.repeats):
-        bare.append(bench.bare(modality, json.dumps(settings), corpora.some(folder, counts[0])))
+        bare.append(bench.bare(modality, json.dumps(settings), corpora.some(bench.folder, folder, counts[0])))
         slopes.append(sloped(command))
     encode = max(
         (way for way in bare[0] if way != "decode"), key=lambda way: statistics.median(each[way] for each in bare)
@@ -187,7 +187,7 @@ def media(
     alone = [1 / s.cpu / each[encode] for s, each in zip(slopes, bare, strict=True)]
     both = [1 / s.cpu * (1 / each[encode] + 1 / each["decode"]) for s, each in zip(slopes, bare, strict=True)]
     bench.add(f"{title} end to end / bare {encode}", ">= 0.95", spread(alone))
-    bench.add(f"{title} end to end / libraries that decode, then {encode}", "-", spread(both))
+    bench.add(f"{title} end to end / libraries: decode, then {encode}", "-", spread(both))
     bench.note(
         f"{title}: motet {spread([1 / s.cpu for s in slopes], 1)} samples per CPU-second; alone: "
         + ", ".join(f"{way} {statistics.median(each[way] for each in bare):.1f}" for way in bare[0])
@@ -276,23 +276,30 @@ def resume(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Every process of a job, watched while very much text goes through."""
-    entries, gigabytes = corpora.much_text(bench.folder, bench.corpus, bench.gigabytes)
-    command = [*bench.job("memory", entries, {"text": bench.tokenizers()["bpe"]}), "--workers", "2"]
-    report = watched(command, bench.folder / "out/memory/shards")
-    for process in report.processes:
-        bench.note(
-            f"memory: {process.name}: at most {process.peak / MiB:.0f} MiB resident, PSS {process.pss / MiB:.0f} MiB; "
-            f"slope {process.slope / MiB * 3600:+.1f} MiB an hour, {process.slope * report.wall / gigabytes / 1024:+.1f} KiB "
-            f"per GB; {process.seconds:.0f} s"
+    """Every process of a job, watched while very much text goes through, and a twentieth of that in pictures and speech."""
+    use = bench.tokenizers()
+    text_entries, text_size = corpora.much_text(bench.folder, bench.corpus, bench.gigabytes)
+    media_entries, media_size = corpora.much_media(bench.folder, bench.gigabytes / 20)
+    codecs = {"text": use["bpe"], "image": {**use["vqgan"], "size": 64}, "speech": use["melrvq"]}
+    for name, gigabytes, entries, tokenizers in (
+        ("text", text_size, text_entries, {"text": use["bpe"]}),
+        ("pictures and speech", media_size, media_entries, codecs),
+    ):
+        command = [*bench.job("memory", entries, tokenizers), "--workers", "2"]
+        report = watched(command, bench.folder / "out/memory/shards")
+        workers = [process for process in report.processes if process.role == "worker"]
+        bench.add(
+            f"resident memory of a worker, {gigabytes:.1f} GB of {name}",
+            "<= 1,024 MiB + weights, slope zero",
+            f"at most {max(p.peak for p in workers) / MiB:.0f} MiB; "
+            + ", ".join(f"{p.slope * report.wall / gigabytes / 1024:+.0f}" for p in workers)
+            + " KiB per GB",
         )
-    workers = [process for process in report.processes if process.busy] or report.processes
-    bench.add(
-        f"resident memory of a worker, {gigabytes:.1f} GB of text",
-        "<= 1,024 MiB + weights, slope zero",
-        f"{max(p.peak for p in workers) / MiB:.0f} MiB, "
-        f"{max((p.slope * report.wall / gigabytes for p in workers), key=abs) / 1024:+.0f} KiB per GB",
-    )
+        for each in report.processes:
+            bench.note(
+                f"memory, {name}: {each.role}: at most {each.peak / MiB:.0f} MiB resident (PSS {each.pss / MiB:.0f}), "
+                f"{each.slope * report.wall / gigabytes / 1024:+.0f} KiB per GB, over {each.seconds:.0f} s"
+            )
 
 
 def parts_of(names: list[str]) -> Iterator[Callable[[Bench], None]]:

@@ -91,8 +91,12 @@ def image(settings: dict[str, Any], folder: Path) -> dict[str, float]:
             for part in x.split(batch):
                 model.quantize(model.encode(part).latents)
 
-    found = {f"encode in batches of {batch}": speed(len(x), partial(encode, batch)) for batch in (1, 4, 16, 64)}
-    return {**found, "decode": speed(len(data), decode)}
+    found = {"decode": speed(len(data), decode)}
+    for name, layout in (("channels first", torch.contiguous_format), ("channels last", torch.channels_last)):
+        model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
+        for batch in (1, 4, 16, 64):
+            found[f"encode, batch {batch}, {name}"] = speed(len(x), partial(encode, batch))
+    return found
 
 
 def speech(settings: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -130,7 +134,7 @@ def speech(settings: dict[str, Any], folder: Path) -> dict[str, float]:
                         row[0, : len(samples)] = samples
                     model.encode(torch.from_numpy(padded))
 
-        ways = {f"encode in batches of {batch}": partial(encode, batch) for batch in (1, 4, 16)}
+        ways = {f"encode, batch {batch}": partial(encode, batch) for batch in (1, 4, 16)}
     else:
         from motet.tokenizers.contract import Waveform
         from motet.tokenizers.registry import build

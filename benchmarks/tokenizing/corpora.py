@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,9 @@ def tokenizers(folder: Path) -> dict[str, dict[str, Any]]:
         from safetensors.torch import save_file
 
         torch.manual_seed(0)
-        model = EncodecModel.encodec_model_24khz(pretrained=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the library's weight norm is torch's older one
+            model = EncodecModel.encodec_model_24khz(pretrained=False)
         for name, value in model.state_dict().items():
             if name.endswith("_codebook.embed"):
                 value.normal_()  # the library starts with zeros, among which every code is the nearest
@@ -116,18 +119,28 @@ def jpegs(folder: Path) -> Path:
     return made
 
 
-def some(folder: Path, count: int) -> Path:
-    """A folder of `count` media files: those of `folder`, again and again under other names, without captions."""
-    from tempfile import gettempdir
-
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".webp", ".jpg", ".ogg"))
-    made = Path(gettempdir()) / f"motet-benchmark-{os.getuid()}" / f"{folder.name}-{count}"
+def some(folder: Path, media: Path, count: int) -> Path:
+    """A folder of `count` media files: those of `media`, again and again under other names, without captions."""
+    files = sorted(file for file in media.iterdir() if file.suffix in (".webp", ".jpg", ".ogg"))
+    made = folder / f"{media.name}-{count}"
     if not made.exists():
-        made.mkdir(parents=True)
+        made.mkdir()
         for i in range(count):
             file = files[i % len(files)]
             (made / f"{i:06}{file.suffix}").write_bytes(file.read_bytes())
     return made
+
+
+def much_media(folder: Path, gigabytes: float) -> tuple[list[dict[str, Any]], float]:
+    """Entries of so many GB of JPEGs, and as many sounds: one folder of each, under many names."""
+    pictures, sounds = some(folder, jpegs(folder), 1280), some(folder, prompts(folder), 1280)
+    size = sum(file.stat().st_size for made in (pictures, sounds) for file in made.iterdir()) / 1e9
+    count = max(1, round(gigabytes / size))
+    entries = []
+    for i in range(count):
+        for modality, made in (("image", pictures), ("speech", sounds)):
+            entries.append({"name": f"{modality}-{i:03}", "format": "folder", "path": str(made), "modality": modality})
+    return entries, count * size
 
 
 def _lines(corpus: Path | None) -> list[bytes]:

@@ -37,12 +37,11 @@ class Usage:
 
 @dataclass
 class Seen:
-    """One process as it was seen: (seconds, resident bytes) over time; its greatest PSS; its CPU-seconds."""
+    """One process as it was seen: (seconds, resident bytes) over time, and its greatest PSS."""
 
-    name: str
+    role: str
     samples: list[tuple[float, int]] = field(default_factory=list)
     pss: int = 0
-    cpu: float = 0.0
 
     @property
     def peak(self) -> int:
@@ -59,11 +58,6 @@ class Seen:
         """Bytes a second by least squares, without the first fifth, in which everything is loaded."""
         later = np.array(self.samples[len(self.samples) // 5 :], float)
         return float(np.polyfit(later[:, 0], later[:, 1], 1)[0]) if len(later) > 2 else 0.0
-
-    @property
-    def busy(self) -> bool:
-        """Whether this is a worker: it computed for a fifth of the time that it was there, at least."""
-        return self.cpu > 0.2 * self.seconds > 0
 
 
 @dataclass(frozen=True)
@@ -107,10 +101,8 @@ def watched(command: list[str], discard: Path) -> Watched:
                 try:
                     key = (other.pid, other.create_time())
                     if key not in seen:
-                        seen[key] = Seen(f"{other.pid} {' '.join(other.cmdline())[-60:]}")
-                    times = other.cpu_times()
+                        seen[key] = Seen("driver" if other.pid == process.pid else _role(other))
                     seen[key].samples.append((now, other.memory_info().rss))
-                    seen[key].cpu = times.user + times.system
                     if looks % 20 == 0:
                         seen[key].pss = max(seen[key].pss, other.memory_full_info().pss)
                 except psutil.Error:
@@ -134,6 +126,14 @@ def machine() -> str:
     gigabytes = psutil.virtual_memory().total / 1e9
     cores = len(os.sched_getaffinity(0))
     return f"{model}, {cores} cores, {gigabytes:.0f} GB, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+
+
+def _role(process: psutil.Process) -> str:
+    """What a process is: a worker's child is forked from the forkserver, and has its command line."""
+    command, parent = " ".join(process.cmdline()), process.parent()
+    if "forkserver" in command:
+        return "worker" if parent and "forkserver" in " ".join(parent.cmdline()) else "forkserver"
+    return next((name for name in ("resource_tracker", "gcs_server", "raylet") if name in command), command[-40:])
 
 
 def _adopt() -> None:

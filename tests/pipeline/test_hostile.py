@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from collections import Counter
@@ -12,11 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from motet.pipeline.commit import rejected
 from motet.pipeline.config import TokenizeConfig
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
-from motet.pipeline.store import store_of
 from motet.tokenizers.errors import UserError
 
 
@@ -96,11 +95,15 @@ def test_hostile_samples_are_quarantined_and_nothing_is_lost(broken, configure, 
     assert result.manifest.documents == 30 + 10 + 5 + 4, "every sound sample became a document"
     assert result.samples == result.manifest.documents + sum(expected.values())
     assert result.too_many_rejects
-    rejects = list(rejected(store_of(tmp_path / "out")))
+    rejects = list(Manifest.load(tmp_path / "out").quarantine())
     assert Counter(r["reason"] for r in rejects) == expected
     assert all(r["source"] and r["position"] for r in rejects)
     places = {r["reason"]: r for r in rejects}
-    assert places["truncated-image"]["position"] == "metadata.jsonl:31" and len(places["truncated-image"]["hash"]) == 32
+    begin = (corpus / "pictures/metadata.jsonl").read_bytes().index(b'{"file_name": "cut.png"')
+    assert (
+        places["truncated-image"]["position"] == f"metadata.jsonl@{begin}"
+        and len(places["truncated-image"]["hash"]) == 32
+    )
 
 
 def test_missing_modality_is_a_reject_and_told(corpus: Path, configure, tmp_path: Path) -> None:
@@ -129,11 +132,13 @@ def test_hostile_names_are_quarantined_or_stored(corpus: Path, configure, tmp_pa
     config = configure(corpus=[entry(name="names", path="names"), entry(name="bare", path="bare")])
     result = tokenize_corpus(config, corpus, tmp_path / "out")
     assert result.manifest.documents == 2 and result.samples == len(listed) + 2
-    rejects = list(rejected(store_of(tmp_path / "out")))
+    rejects = list(Manifest.load(tmp_path / "out").quarantine())
     reasons = {r["position"]: r["reason"] for r in rejects}
-    assert reasons["metadata.jsonl:3"] == "outside-corpus", "an absolute path would differ between machines"
-    assert {reasons[f"metadata.jsonl:{n}"] for n in (2, 6, 7)} == {"unreadable-file"}
-    assert {reasons[f"metadata.jsonl:{n}"] for n in (4, 5, 8)} == {"missing-file"}
+    begins = [0, *(3 + match.end() for match in re.finditer("\n", rows))]
+    reason = [reasons.get(f"metadata.jsonl@{begin}") for begin in begins]
+    assert reason[2] == "outside-corpus", "an absolute path would differ between machines"
+    assert {reason[n] for n in (1, 5, 6)} == {"unreadable-file"}
+    assert {reason[n] for n in (3, 4, 7)} == {"missing-file"}
     assert "broken-\\udcfe.webp" in reasons
     assert str(corpus) not in (tmp_path / "out/manifest.json").read_text(encoding="utf-8")
     assert tokenize_corpus(config, corpus, tmp_path / "out").done == 0

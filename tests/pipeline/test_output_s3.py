@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motet.pipeline.commit import rejected
 from motet.pipeline.gc import collect, orphans
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
@@ -39,7 +38,7 @@ def test_an_object_store_gets_the_bytes_of_a_folder(s3: str, corpus: Path, confi
     assert tokenize_corpus(configure(), corpus, f"{s3}/tokens").done == 0
     manifest = Manifest.load(f"{s3}/tokens")
     assert sum(1 for entry in manifest.shards for _ in manifest.open_shard(entry).documents()) == 49
-    assert [r["reason"] for r in rejected(manifest.store)] == ["not-an-image"]
+    assert [r["reason"] for r in manifest.quarantine()] == ["not-an-image"]
     assert result.rejected == 1
 
 

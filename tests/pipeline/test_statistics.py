@@ -102,7 +102,7 @@ def test_the_page_stands_alone_is_the_same_again_and_tells_the_numbers(manifest:
     page = stats_page.page(manifest, found)
     assert page == stats_page.page(Manifest.load(manifest.store.path), statistics(manifest))
     standing_alone(page)
-    assert f"<b>{sum(found.tokens.values()):,}</b>" in page and "not-json" in page and "text.jsonl:" in page
+    assert f"<b>{sum(found.tokens.values()):,}</b>" in page and "not-json" in page and "text.jsonl@" in page
     for histogram, noun in ((found.lengths, "documents"), *((h, f"{m} spans") for m, h in found.span_lengths.items())):
         bars = re.findall(rf"tokens: ([\d,]+) {noun}</title>", page)
         assert sum(int(bar.replace(",", "")) for bar in bars) == sum(histogram.values())

@@ -15,7 +15,7 @@ from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, Sha
 from motet.pipeline.store import store_of
 from motet.pipeline.totals import Sums
 from motet.pipeline.verify import Verification, _batch, _parallel, strangers
-from motet.tokenizers.contract import Tokens
+from motet.tokenizers.contract import Tokens, content_hash
 from motet.tokenizers.errors import UserError
 
 
@@ -132,11 +132,17 @@ def test_a_manifest_that_says_something_else_is_found(tokenized: Path) -> None:
         (lambda m, s: s.__setitem__("partition", 7), "without a gap"),
         (lambda m, s: m["tokenizers"]["image"].__setitem__("hash", "0"), "not by the manifest's tokenizer"),
     ]
+    index = json.loads((tokenized / "commits.json").read_text(encoding="utf-8"))
     for change, message in changes:
         changed = json.loads(text)
         change(changed, changed["shards"][0])
         (tokenized / "manifest.json").write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(UserError, match=r"manifest\.json is not what was written"):
+            Manifest.load(tokenized)
+        index["manifest"] = content_hash((tokenized / "manifest.json").read_bytes())
+        (tokenized / "commits.json").write_text(json.dumps(index), encoding="utf-8")
         assert any(message in problem for problem in problems(Manifest.load(tokenized))), message
+    (tokenized / "commits.json").unlink()
     for damaged in (text.replace('"shards"', '"shardz"'), text.replace('"rows"', '"rowz"', 1), text[:-9], "[]"):
         (tokenized / "manifest.json").write_text(damaged, encoding="utf-8")
         with pytest.raises(UserError, match=r"manifest\.json: (is damaged|cannot be read)"):

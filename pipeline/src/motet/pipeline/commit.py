@@ -2,7 +2,7 @@
 
     tokenize -> a scratch file -> OUT/shards/<source>-<index>-<hash>.arrow, OUT/rejects/<source>-<index>-<key>.arrow
              -> OUT/commits/<source>-<index>-<key>.json, put if absent
-    all partitions committed -> OUT/manifest.json -> OUT/commits.json, which says whose commits the manifest was made of
+    all partitions committed -> OUT/manifest.json -> OUT/commits.json, which says of whose commits it was made
 
 A shard is named by its own hash and a commit by its partition's key, so that nothing ever replaces other content: a
 worker that outlives its killed driver does no harm, nor do two drivers at once on an object store (on a folder the second
@@ -19,16 +19,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from motet.pipeline import rejects
-from motet.pipeline.manifest import NAME, Manifest, ShardEntry
+from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.store import Found, Store
 from motet.pipeline.task import Task
 from motet.pipeline.tokenize import Guard, tokenize
 from motet.pipeline.totals import Totals
 from motet.tokenizers.configuration import UserError
-from motet.tokenizers.contract import Tokenizer, content_hash
+from motet.tokenizers.contract import Tokenizer
 
 CONFIG = "tokenize.yaml"
-INDEX = "commits.json"
 GONE = Found(-1, 0)
 AT_ONCE = 256
 """Commits that are read ahead."""
@@ -78,7 +77,7 @@ class Output:
         """Tokenize a partition and commit it: what every engine maps over the plan."""
         with self.store.scratch() as scratch:
             outcome = tokenize(task.partition, tokenizers, task.header, scratch, guard)
-            entry = replace(outcome.entry, commit=task.commit_name)
+            entry = outcome.entry
             if entry.rows:
                 entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
                 self.store.put(scratch, entry.file)
@@ -96,15 +95,17 @@ class Output:
 
     def finished(self, tasks: Sequence[Task]) -> Manifest | None:
         """The manifest, if it was made of exactly these tasks' commits."""
-        names, manifest = self._manifest()
+        manifest = self.manifest()
+        names = [entry.commit for entry in manifest.shards] if manifest else None
         return manifest if names == [task.commit_name for task in tasks] else None
 
-    def finish(self, manifest: Manifest, tasks: Sequence[Task]) -> None:
-        """Write the manifest, and of which commits it was made."""
-        text = manifest.to_text().encode()
-        self.store.write(NAME, text)
-        names = [task.commit_name for task in tasks]
-        self.store.write(INDEX, json.dumps({"manifest": content_hash(text), "commits": names}, indent=0).encode())
+    def manifest(self) -> Manifest | None:
+        """The manifest, if it is whole and it is known of which commits it was made."""
+        try:
+            manifest = Manifest.load(str(self.store))
+        except UserError:
+            return None  # killed before it was written, or damaged: the commits themselves tell
+        return manifest if all(entry.commit for entry in manifest.shards) else None
 
     def forget_rejected(self, tasks: Sequence[Task]) -> None:
         """Take back the commits of partitions that have rejects, so that they are done again."""
@@ -113,14 +114,10 @@ class Output:
             if task.rejects_name in quarantine:
                 self.store.delete(f"commits/{task.commit_name}")
 
-    def index(self) -> list[str]:
-        """Names of the commits that the manifest was made of; none if there is no manifest, or it is not the index's."""
-        return self._manifest()[0]
-
     def entries(self, names: Sequence[str]) -> dict[str, ShardEntry]:
         """What commits say of their shards, from the manifest where it was made of them: one file instead of many."""
-        indexed, manifest = self._manifest()
-        known = dict(zip(indexed, manifest.shards, strict=True)) if manifest else {}
+        manifest = self.manifest()
+        known = {entry.commit: entry for entry in manifest.shards} if manifest else {}
         others = {name: commit["entry"] for name, commit in self._read([n for n in names if n not in known])}
         return {name: entry for name in names if (entry := known.get(name) or others.get(name))}
 
@@ -134,15 +131,6 @@ class Output:
                 f"--out {self.store}: holds tokens of another corpus ({', '.join(sorted(held))}); choose another"
             )
 
-    def _manifest(self) -> tuple[list[str], Manifest | None]:
-        try:
-            index, text = json.loads(self.store.read(INDEX)), self.store.read(NAME)
-            if index["manifest"] == content_hash(text):
-                return index["commits"], Manifest.of(text, self.store)
-        except (FileNotFoundError, ValueError, KeyError, TypeError, UserError):
-            pass  # killed before it was written, or damaged: the commits themselves tell
-        return [], None
-
     def _read(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, commit) of those that can be read; many at a time where a store is far away."""
         with ThreadPoolExecutor(self.store.parallel) as pool:
@@ -155,14 +143,7 @@ class Output:
     def _commit(self, name: str) -> dict[str, Any] | None:
         try:
             commit = json.loads(self.store.read(f"commits/{name}"))
-            return {"entry": ShardEntry.from_json(commit["entry"]), "totals": Totals.from_json(commit["totals"])}
+            entry = ShardEntry.from_json({**commit["entry"], "commit": name})
+            return {"entry": entry, "totals": Totals.from_json(commit["totals"])}
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
-
-
-def rejected(store: Store) -> Iterator[dict[str, Any]]:
-    """Every reject that the manifest counts, as a dictionary of the columns of its file, in the order of the plan."""
-    output = Output(store)
-    for name, entry in output.entries(output.index()).items():
-        if entry.rejects:
-            yield from rejects.of_bytes(store.read(f"{rejects.FOLDER}/{name.removesuffix('.json')}.arrow"))

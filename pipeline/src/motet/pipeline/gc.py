@@ -31,7 +31,8 @@ def orphans(store: Store, older_than: float) -> Orphans:
     """What `collect` would delete: `older_than` hours old at least."""
     output = Output(store)
     commits = store.list("commits")
-    named = set(output.index())
+    manifest = output.manifest()
+    named = {entry.commit for entry in manifest.shards} if manifest else set()
     written = store.list().get(NAME, Found(0, float("inf"))).modified if named else 0.0
     unfinished = {name for name, found in commits.items() if name not in named and found.modified > written}
     entries = output.entries(sorted(named | unfinished))

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from motet.pipeline import sources
 from motet.pipeline.commit import Output
 from motet.pipeline.config import Entry, TokenizeConfig
 from motet.pipeline.engines import EngineOptions, engine_of, run_all
 from motet.pipeline.manifest import Manifest
-from motet.pipeline.plan import METADATA, partitions
+from motet.pipeline.plan import partitions
 from motet.pipeline.shard import FORMAT_VERSION, ShardHeader
 from motet.pipeline.store import Folder, Store, store_of
 from motet.pipeline.task import Task
@@ -72,17 +73,17 @@ def tokenize_corpus(
     specs = {m: build(s, base, m).spec for m, s in sorted(settings.items())}
     complete = config.model_copy(
         update={
-            "corpus": tuple(_absolute_entry(entry, base) for entry in config.corpus),
+            "corpus": tuple(sources.absolute(entry, base) for entry in config.corpus),
             "tokenizers": settings,
         }
     )
     if isinstance(store, Folder):
         _apart(store.path, complete)
     output = Output(store, config.keep_rejected)
-    sources = tuple(entry.name for entry in config.corpus)
+    names = tuple(entry.name for entry in config.corpus)
     headers = {entry.name: _header(entry, specs) for entry in config.corpus}
     tasks = [Task(p, headers[p.entry.name], p.key(headers[p.entry.name].settings_hash)) for p in plan]
-    with output.claimed(sources, dump_config(complete)):
+    with output.claimed(names, dump_config(complete)):
         if retry_rejects:
             output.forget_rejected(tasks)
         missing = output.missing(tasks)
@@ -91,20 +92,19 @@ def tokenize_corpus(
         run_all(run, work, missing, workers, options or EngineOptions())
 
         manifest = None if missing else output.finished(tasks)
-        if manifest is None or (manifest.sources, manifest.tokenizers) != (sources, specs):
+        if manifest is None or (manifest.sources, manifest.tokenizers) != (names, specs):
             manifest = _manifest(store, config, specs, output.commits(tasks))
             whole = len(manifest.shards) == len(tasks)
             assert whole, "an engine returned without an error, but did not commit every partition"
-            output.finish(manifest, tasks)
+            manifest.save()
     return JobResult(manifest, len(missing), len(tasks), sum(manifest.rejects().values()), config.max_reject_fraction)
 
 
 def _apart(out: Path, config: TokenizeConfig) -> None:
     """UserError if what is written would be found as a part of the corpus the next time."""
     for entry in config.corpus:
-        folder = Path(entry.path)
-        searched = folder.is_dir() and not (entry.format == "folder" and (folder / METADATA).is_file())
-        if searched and out.is_relative_to(folder):
+        folder = sources.searched(entry)
+        if folder is not None and out.is_relative_to(folder):
             raise UserError(f"--out {out}: lies inside the corpus folder {folder}; choose one beside it")
 
 
@@ -112,15 +112,10 @@ def _header(entry: Entry, specs: dict[str, TokenizerSpec]) -> ShardHeader:
     """What a source's shards say of themselves: only the tokenizers that it may use, so that another one's change
     leaves its shards as they are.
     """
-    used = {"text": ["text"], "folder": ["text", str(entry.modality)], "interleaved": list(specs)}[entry.format]
-    own = {m: specs[m] for m in specs if m in used}
+    used = sources.modalities(entry)
+    own = {m: specs[m] for m in specs if used is None or m in used}
     identity = content_hash(FORMAT_VERSION, {m: spec.to_json() for m, spec in own.items()})
     return ShardHeader(tuple(own), own, identity)
-
-
-def _absolute_entry(entry: Entry, base: Path) -> Entry:
-    paths = {"path": str((base / entry.path).resolve()), "root": entry.root and str((base / entry.root).resolve())}
-    return entry.model_copy(update=paths)
 
 
 def _manifest(

@@ -11,19 +11,23 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+from motet.pipeline import rejects
 from motet.pipeline.shard import DamagedShard, Shard
 from motet.pipeline.store import Store, store_of
 from motet.tokenizers.configuration import UserError
-from motet.tokenizers.contract import TokenizerSpec
+from motet.tokenizers.contract import TokenizerSpec, content_hash
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+INDEX = "commits.json"
+"""Names the commits that a manifest was made of, which differ from machine to machine, and has the manifest's hash."""
 
 
 @contextmanager
@@ -53,7 +57,7 @@ class ShardEntry:
         rejects: how many samples were rejected, by reason.
         inputs: path as configured, size in bytes and content hash of every file that was read.
         languages: (documents, tokens) by language, of those whose source tells it.
-        commit: file name of the partition's commit, which has the exact histograms too.
+        commit: file name of the partition's commit, which has the exact histograms too; not part of the file.
     """
 
     file: str
@@ -77,11 +81,11 @@ class ShardEntry:
     @property
     def rejects_file(self) -> str:
         """The partition's quarantine, below the dataset's place; it is there if there are `rejects`."""
-        return f"rejects/{self.commit.removesuffix('.json')}.arrow"
+        return f"{rejects.FOLDER}/{self.commit.removesuffix('.json')}.arrow"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` reads it back."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "commit"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShardEntry:
@@ -125,18 +129,33 @@ class Manifest:
         """Read the manifest of the dataset at a folder or URI; UserError if there is none or it is of another version."""
         store = store_of(place)
         try:
-            return cls.of(store.read(NAME), store)
+            text = store.read(NAME)
         except FileNotFoundError:
             raise UserError(
                 f"{place}: holds no token dataset (no {NAME}); run `motet tokenize` into it first"
             ) from None
         except OSError as error:
             raise UserError(f"{place}: {NAME} cannot be read: {error.strerror or error}") from None
+        index = cls._index(store)
+        if index and index["manifest"] != content_hash(text):
+            raise UserError(
+                f"{place}: {NAME} is not what was written: damaged, or just being replaced; run `motet tokenize` again"
+            )
+        return cls.of(text, store, index["commits"] if index else ())
+
+    @staticmethod
+    def _index(store: Store) -> dict[str, Any] | None:
+        """The index; None if there is none, as in a dataset that was copied without it, or it is damaged itself."""
+        try:
+            index = json.loads(store.read(INDEX))
+            return index if isinstance(index["manifest"], str) and isinstance(index["commits"], list) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @classmethod
     @_no_collection()
-    def of(cls, text: bytes, store: Store) -> Manifest:
-        """Inverse of `to_text`."""
+    def of(cls, text: bytes, store: Store, commits: Sequence[str] = ()) -> Manifest:
+        """Inverse of `to_text`; `commits` names each shard's, if that is known."""
         where = f"{store}: {NAME}"
         try:
             data = json.loads(text)
@@ -148,7 +167,10 @@ class Manifest:
                 tokenizers={m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()},
                 settings_hash=data["settings_hash"],
                 sources=tuple(data["sources"]),
-                shards=tuple(ShardEntry.from_json(entry) for entry in data["shards"]),
+                shards=tuple(
+                    ShardEntry.from_json({**entry, "commit": commit})
+                    for entry, commit in zip(data["shards"], commits or repeat(""), strict=bool(commits))
+                ),
                 codebooks=data["codebooks"],
                 lengths={source: _numbers(counts) for source, counts in data["lengths"].items()},
                 span_lengths={
@@ -175,6 +197,13 @@ class Manifest:
         shards = ",\n".join(f"  {json.dumps(entry.to_json(), ensure_ascii=False)}" for entry in self.shards)
         return "\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"]) + "\n"
 
+    def save(self) -> None:
+        """Write the manifest, then the index of the commits that it was made of."""
+        text = self.to_text().encode()
+        self.store.write(NAME, text)
+        index = {"manifest": content_hash(text), "commits": [entry.commit for entry in self.shards]}
+        self.store.write(INDEX, json.dumps(index, indent=0).encode())
+
     def open_shard(self, entry: ShardEntry) -> Shard:
         """A shard whose file is what was written; DamagedShard names it if it is not."""
         try:
@@ -190,9 +219,11 @@ class Manifest:
         """The last part of where it lies."""
         return str(self.store).rstrip("/").rsplit("/", 1)[-1]
 
-    def committed(self) -> dict[str, ShardEntry]:
-        """What is done, by the name of the commit: without reading one."""
-        return {entry.commit: entry for entry in self.shards if entry.commit}
+    def quarantine(self) -> Iterator[dict[str, Any]]:
+        """Every reject, as a dictionary of the columns of its file, in the order of the plan."""
+        for entry in self.shards:
+            if entry.rejects:
+                yield from rejects.of_bytes(self.store.read(entry.rejects_file))
 
     def rejects(self) -> dict[str, int]:
         """Rejected samples by reason, over all shards."""

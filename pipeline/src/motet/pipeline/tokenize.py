@@ -71,8 +71,8 @@ def tokenize(
     """Tokenize a partition into the file `to`; a bad sample becomes a reject, anything else that fails is raised."""
     inputs: dict[str, tuple[int, str]] = {}
 
-    def note(path: str, data: bytes) -> None:
-        inputs[path] = (len(data), content_hash(data))
+    def note(path: str, size: int, digest: str) -> None:
+        inputs[path] = (size, digest)
 
     writer = ShardWriter(to, header, [partition.entry.name])
     counts = Counts({m: spec.codebooks for m, spec in header.tokenizers.items()})

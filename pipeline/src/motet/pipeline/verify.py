@@ -195,7 +195,7 @@ def _committed(manifest: Manifest, entry: ShardEntry) -> Totals | None:
     """The histograms of the partition's commit, if it says the same as the manifest."""
     try:
         commit = json.loads(manifest.store.read(f"commits/{entry.commit}"))
-        same = ShardEntry.from_json(commit["entry"]) == entry
+        same = ShardEntry.from_json({**commit["entry"], "commit": entry.commit}) == entry
         return Totals.from_json(commit["totals"]) if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

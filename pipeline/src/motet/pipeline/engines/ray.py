@@ -63,7 +63,8 @@ class _Seat:
     def __init__(self, work: Work, queue: deque[Task], gpus: float):
         used = {modality for task in queue for modality in task.header.modalities}
         self._work = replace(work, tokenizers={m: s for m, s in work.tokenizers.items() if m in used})
-        self._queue, self._gpus, self._actor = queue, gpus, None
+        self._queue, self._gpus = queue, gpus
+        self._actor: Any = None
 
     def begin(self) -> Any:
         """Send the next task, to another actor if the last one is lost; the reference of what comes of it."""
