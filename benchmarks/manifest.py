@@ -90,6 +90,7 @@ def main() -> None:
     spec = TokenizerSpec("bpe", "text", "discrete", (settings.vocabulary,), 0, None, "text/plain", "0" * 32)
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(folder)
+        (Path(folder) / ".tmp").mkdir()
         with timed(f"(making {settings.shards:,} entries for this benchmark)"):
             made = tuple(entries(settings.shards, counts, random))
         some = made[: settings.commits]
@@ -106,7 +107,7 @@ def main() -> None:
         manifest = Manifest(store, ("text",), {"text": spec}, "0" * 32, ("web",), made, sums.codebooks, sums.lengths)
         manifest = replace(manifest, span_lengths=sums.span_lengths)
         with timed("manifest written"):
-            (Path(folder) / NAME).write_bytes(manifest.to_text().encode())
+            manifest.save()
         print(f"{(Path(folder) / NAME).stat().st_size / 1e6:.0f} MB, {len(made):,} shards")
         with timed("manifest loaded"):
             loaded = Manifest.load(folder)

@@ -1,8 +1,6 @@
 """Counting while writing against plain counting; sketches against the truth; packed counts and sums against themselves."""
 
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 
 from motet.pipeline import counts as counting
 from motet.pipeline.counts import Counts
-from motet.pipeline.manifest import Manifest
 from motet.pipeline.shard import Document
 from motet.pipeline.sketch import K, Sketch, duplicates
 from motet.pipeline.totals import Sums, Totals, pack, unpack
@@ -155,11 +152,3 @@ def test_a_sketch_does_not_depend_on_how_it_was_added() -> None:
     least = sorted(contents)[:K]
     assert whole.hashes == parts.hashes == "".join(f"{h:016x}" for h in least)
     assert whole.repeated == parts.repeated == {f"{h:016x}": contents[h] for h in least if contents[h] > 1}
-
-
-def test_commits_are_named_by_the_manifest(dataset: Path) -> None:
-    manifest = Manifest.load(dataset)
-    assert manifest.committed() == {}  # written by hand, without a job
-    entry = replace(manifest.shards[0], commit="a-00000-key.json")
-    assert replace(manifest, shards=(entry,)).committed() == {"a-00000-key.json": entry}
-    assert entry.rejects_file == "rejects/a-00000-key.arrow"

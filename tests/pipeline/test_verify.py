@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from motet.pipeline.counts import Counts
+from motet.pipeline.gc import orphans
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
@@ -188,3 +189,10 @@ def test_a_shard_that_ends_its_process_is_named_and_the_others_are_checked(token
             entry.file for entry in entries if entry is not culprit
         ]
         assert results[entries.index(culprit)][0][0].startswith(f"{culprit.file}: reading it ends the process")
+
+
+def test_nothing_of_a_dataset_without_its_commits_is_an_orphan(tokenized: Path) -> None:
+    (tokenized / "commits").rename(tokenized.parent / "elsewhere")
+    (tokenized / "commits.json").unlink()
+    with pytest.raises(UserError, match="copied without its commits"):
+        orphans(store_of(tokenized), 0)
