@@ -1,6 +1,6 @@
 """The manifest of 100,000 shards: how long it takes to make, write, load and tell statistics from.
 
-    python benchmarks/manifest.py [--shards 100000] [--vocabulary 131072] [--commits 1000]
+    python -m benchmarks.manifest [--shards 100000] [--vocabulary 131072] [--commits 1000]
 
 Each shard is as one of a text corpus in partitions of 8 MiB: 4,000 documents of lognormal length, ids of a Zipf law. What
 commits say is made by the same `Counts` that tokenizing uses; all times are of one thread.
@@ -90,6 +90,7 @@ def main() -> None:
     spec = TokenizerSpec("bpe", "text", "discrete", (settings.vocabulary,), 0, None, "text/plain", "0" * 32)
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(folder)
+        (Path(folder) / ".tmp").mkdir()
         with timed(f"(making {settings.shards:,} entries for this benchmark)"):
             made = tuple(entries(settings.shards, counts, random))
         some = made[: settings.commits]
@@ -106,7 +107,7 @@ def main() -> None:
         manifest = Manifest(store, ("text",), {"text": spec}, "0" * 32, ("web",), made, sums.codebooks, sums.lengths)
         manifest = replace(manifest, span_lengths=sums.span_lengths)
         with timed("manifest written"):
-            (Path(folder) / NAME).write_bytes(manifest.to_text().encode())
+            manifest.save()
         print(f"{(Path(folder) / NAME).stat().st_size / 1e6:.0f} MB, {len(made):,} shards")
         with timed("manifest loaded"):
             loaded = Manifest.load(folder)

@@ -1,24 +1,27 @@
 """Damage of any bit is found by `verify` and refused when read; counts and commits are held against the manifest."""
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from motet.pipeline.counts import Counts
+from motet.pipeline.gc import orphans
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
 from motet.pipeline.store import store_of
 from motet.pipeline.totals import Sums
-from motet.pipeline.verify import Verification, _batch, strangers
+from motet.pipeline.verify import Verification, _batch, _parallel, strangers
 from motet.tokenizers.contract import Tokens, content_hash
 from motet.tokenizers.errors import UserError
 
 
-def problems(manifest: Manifest) -> list[str]:
-    check = Verification(manifest, 2)
+def problems(manifest: Manifest, workers: int = 1) -> list[str]:
+    check = Verification(manifest, workers)
     return [problem for _, found in check.shards() for problem in found] + check.whole()
 
 
@@ -156,3 +159,40 @@ def test_a_damaged_shard_is_made_again_after_it_was_deleted(tokenized: Path, cor
     file.unlink()
     assert tokenize_corpus(configure(), corpus, tokenized).done == 1
     assert (tokenized / "manifest.json").read_bytes() == before and file.read_bytes() == raw
+
+
+def test_processes_tell_the_same_in_the_same_order(tokenized: Path) -> None:
+    files = sorted((tokenized / "shards").iterdir())
+    for file in files[1:4]:
+        raw = file.read_bytes()
+        file.unlink()
+        file.write_bytes(raw[:600] + bytes([raw[600] ^ 4]) + raw[601:])
+    files[4].unlink()
+    manifest = Manifest.load(tokenized)
+    one, three = Verification(manifest), Verification(manifest, 3)
+    told = list(one.shards())
+    assert list(three.shards()) == told and three.whole() == one.whole()
+    assert [entry for entry, _ in told] == list(manifest.shards) and sum(bool(found) for _, found in told) == 4
+
+
+def _dies_of(name: str, entry: ShardEntry) -> tuple[list[str], None]:
+    if entry.file == name:
+        os._exit(9)
+    return [entry.file], None
+
+
+def test_a_shard_that_ends_its_process_is_named_and_the_others_are_checked(tokenized: Path) -> None:
+    entries = Manifest.load(tokenized).shards
+    for culprit in (entries[0], entries[3], entries[-1]):
+        results = list(_parallel(partial(_dies_of, culprit.file), entries, 2))
+        assert [found for (found,), _ in results if "ends the process" not in found] == [
+            entry.file for entry in entries if entry is not culprit
+        ]
+        assert results[entries.index(culprit)][0][0].startswith(f"{culprit.file}: reading it ends the process")
+
+
+def test_nothing_of_a_dataset_without_its_commits_is_an_orphan(tokenized: Path) -> None:
+    (tokenized / "commits").rename(tokenized.parent / "elsewhere")
+    (tokenized / "commits.json").unlink()
+    with pytest.raises(UserError, match="copied without its commits"):
+        orphans(store_of(tokenized), 0)

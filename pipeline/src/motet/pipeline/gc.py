@@ -32,6 +32,11 @@ def orphans(store: Store, older_than: float) -> Orphans:
     output = Output(store)
     commits = store.list("commits")
     manifest = output.manifest()
+    if manifest is None and not commits and NAME in store.names():
+        raise UserError(
+            f"{store}: was copied without its commits, so that nobody knows what it stands on; it is used as it is, or "
+            "`motet tokenize` makes it anew elsewhere"
+        )
     named = {entry.commit for entry in manifest.shards} if manifest else set()
     written = store.list().get(NAME, Found(0, float("inf"))).modified if named else 0.0
     unfinished = {name for name, found in commits.items() if name not in named and found.modified > written}

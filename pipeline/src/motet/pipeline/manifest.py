@@ -8,9 +8,11 @@ their manifests are.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -26,6 +28,18 @@ FORMAT_VERSION = 1
 NAME = "manifest.json"
 INDEX = "commits.json"
 """Names the commits that a manifest was made of, which differ from machine to machine, and has the manifest's hash."""
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Nothing that is read makes a cycle, and looking for some again and again takes longer than reading does."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -76,16 +90,12 @@ class ShardEntry:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShardEntry:
         """Inverse of `to_json` (JSON has no tuples)."""
-        return cls(
-            **{
-                **data,
-                "batch_hashes": tuple(data["batch_hashes"]),
-                "batch_rows": tuple(data["batch_rows"]),
-                "inputs": tuple(data["inputs"]),
-                "languages": {code: tuple(both) for code, both in data["languages"].items()},
-                "longest": tuple((n, sample) for n, sample in data["longest"]),
-            }
-        )
+        entry = {**data, "longest": tuple(map(tuple, data["longest"]))}
+        for name in ("batch_hashes", "batch_rows", "inputs"):
+            entry[name] = tuple(data[name])
+        if data["languages"]:
+            entry["languages"] = {code: tuple(both) for code, both in data["languages"].items()}
+        return cls(**entry)
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,7 @@ class Manifest:
             return None
 
     @classmethod
+    @_no_collection()
     def of(cls, text: bytes, store: Store, commits: Sequence[str] = ()) -> Manifest:
         """Inverse of `to_text`; `commits` names each shard's, if that is known."""
         where = f"{store}: {NAME}"
@@ -182,7 +193,7 @@ class Manifest:
             "lengths": self.lengths,
             "span_lengths": self.span_lengths,
         }
-        lines = [f' "{key}": {json.dumps(value, sort_keys=True)},' for key, value in head.items()]
+        lines = [f' "{key}": {json.dumps(value)},' for key, value in head.items()]
         shards = ",\n".join(f"  {json.dumps(entry.to_json(), ensure_ascii=False)}" for entry in self.shards)
         return "\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"]) + "\n"
 

@@ -274,12 +274,12 @@ def table(stats: Statistics) -> Group:
 
 def duplicates_line(found: Duplicates) -> str:
     """For a person: how many, and how it is known."""
-    if found.exact:
-        return f"{found.documents:,} documents repeat the content of another ({found.share:.2%}; exact)"
-    return (
-        f"about {found.documents:,} documents repeat the content of another "
-        f"({found.share:.2%}; estimated from {found.hashes:,} content hashes)"
-    )
+    if not found.share:
+        sampled = "" if found.exact else f" in a sample of {found.hashes:,}, taken by the contents' hashes"
+        return f"No document repeats the content of another{sampled}"
+    known = "exact" if found.exact else f"estimated from {found.hashes:,} documents, taken by their contents' hashes"
+    about = "" if found.exact else "About "
+    return f"{about}{found.documents:,} documents ({found.share:.2%}) repeat the content of another; {known}"
 
 
 def _languages(stats: Statistics) -> Table:

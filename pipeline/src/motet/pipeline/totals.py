@@ -9,37 +9,42 @@ vocabulary has entries), so 100,000 of them would make a manifest of gigabytes. 
 from __future__ import annotations
 
 import base64
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+CODEC = pa.Codec("zstd", 1)
 DENSE = 1 << 16
 """Lengths below this are summed in an array; the few longer ones in a dictionary."""
 
 
 def pack(counts: np.ndarray) -> str:
-    """Counts as text: the narrowest unsigned type that holds them, little-endian, zlib, base64: `u2:eJx...`.
+    """Counts as text: `<bytes a count>x<how many>:<base64 of zstd of all lowest bytes, then all second bytes, ...>`.
 
-    Against 8-byte integers this is a tenth smaller for the codes of a real shard, and four times as fast to read.
+    Few ids are very frequent, so that all but the lowest bytes are nearly all zero. Against zlib of 8-byte integers, the
+    codes of a shard over a vocabulary of 131,072 take half of the room and an eighth of the time.
     """
     top = int(counts.max(initial=0))
     width = next(w for w in (1, 2, 4, 8) if top < 1 << (8 * w))
-    data = zlib.compress(counts.astype(f"<u{width}").tobytes(), 1)
-    return f"u{width}:{base64.b64encode(data).decode()}"
+    planes = counts.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T.tobytes()
+    return f"{width}x{len(counts)}:{base64.b64encode(CODEC.compress(planes, asbytes=True)).decode()}"
 
 
 def unpack(text: str) -> np.ndarray:
     """Inverse of `pack`; ValueError if it is none."""
-    kind, _, data = text.partition(":")
-    if kind not in ("u1", "u2", "u4", "u8"):
-        raise ValueError(f"packed counts of type {kind[:8]!r}")
+    head, _, data = text.partition(":")
+    width, _, n = head.partition("x")
+    if width not in ("1", "2", "4", "8"):
+        raise ValueError(f"packed counts of {width[:8]!r} bytes")
     try:
-        return np.frombuffer(zlib.decompress(base64.b64decode(data, validate=True)), f"<{kind}")
-    except zlib.error as error:
+        raw = CODEC.decompress(base64.b64decode(data, validate=True), int(width) * int(n), asbytes=True)
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"packed counts: {error}") from None
+    planes = np.frombuffer(raw, np.uint8).reshape(int(width), int(n))
+    return np.ascontiguousarray(planes.T).view(f"<u{width}").reshape(-1)
 
 
 Histogram = tuple[np.ndarray, np.ndarray]
@@ -78,7 +83,7 @@ class Totals:
     codebooks: dict[str, list[np.ndarray]]
 
     def same(self, other: Totals) -> bool:
-        """Whether both say the same (a compressed commit of another zlib has other bytes)."""
+        """Whether both say the same (another version of the compressor gives other bytes)."""
         mine, theirs = self._arrays(), other._arrays()
         return mine.keys() == theirs.keys() and all(np.array_equal(mine[key], theirs[key]) for key in mine)
 

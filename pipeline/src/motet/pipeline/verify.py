@@ -4,16 +4,23 @@ manifest --for each shard, several at once--> file hash -> record batch hashes -
                              -> counted again (counts.py) -> manifest, commit, rejects say the same --> problems
 manifest --as a whole------> sources, partitions; its histograms are the sums of those counted --> problems
 
-Threads are enough: hashing and counting run in C without the interpreter's lock.
+Processes, not threads: numpy's counting holds the interpreter's lock (measured: two threads are no faster than one).
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
 import pyarrow as pa
@@ -25,41 +32,79 @@ from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import CURE, DamagedShard, Shard
 from motet.pipeline.totals import Sums, Totals
 
+Checked = tuple[list[str], Totals | None]
+"""A shard's problems, and its histograms if it is sound."""
+Check = Callable[[ShardEntry], Checked]
+
+SMALL = 1 << 29
+"""Bytes that one process checks in the time that it takes to start others."""
+
 
 class Verification:
-    """Checks a dataset: `shards` first, then `whole`, which knows what was counted."""
+    """Checks a dataset: `shards` first, then `whole`, which knows what was counted.
 
-    def __init__(self, manifest: Manifest, workers: int = 1):
-        self.manifest, self._workers = manifest, workers
+    With more than one of `workers` it starts processes; None: as many as there are cores, if it is worth that.
+    """
+
+    def __init__(self, manifest: Manifest, workers: int | None = None):
+        small = sum(entry.bytes for entry in manifest.shards) < SMALL
+        self.manifest, self._workers = manifest, workers or (1 if small else len(os.sched_getaffinity(0)))
         self._sums: Sums | None = Sums()
 
     def shards(self) -> Iterator[tuple[ShardEntry, list[str]]]:
         """(shard, its problems) for every shard, in the manifest's order; an empty list is a sound shard."""
-        pool = ThreadPoolExecutor(self._workers, "verify")
-        pending: deque[tuple[ShardEntry, Future[tuple[list[str], Totals | None]]]] = deque()
-        entries, with_commits = iter(self.manifest.shards), bool(self.manifest.store.list("commits"))
-        try:
-            while True:
-                while len(pending) < 2 * self._workers and (entry := next(entries, None)) is not None:
-                    pending.append((entry, pool.submit(_check, self.manifest, entry, with_commits)))
-                if not pending:
-                    return
-                entry, future = pending.popleft()
-                problems, totals = future.result()
-                if totals is None:
-                    self._sums = None  # what is not known cannot be summed
-                elif self._sums is not None:
-                    try:
-                        self._sums.add(entry.source, totals)
-                    except ValueError:  # codebooks of another size, which was told by name
-                        self._sums = None
-                yield entry, problems
-        finally:  # also when it is interrupted: what has not begun is not begun any more
-            pool.shutdown(wait=False, cancel_futures=True)
+        light = replace(self.manifest, shards=(), codebooks={}, lengths={}, span_lengths={})
+        check = partial(_check, light, bool(light.store.list("commits")))
+        entries = self.manifest.shards
+        results = map(check, entries) if self._workers == 1 else _parallel(check, entries, self._workers)
+        for entry, (problems, totals) in zip(entries, results, strict=True):
+            if totals is None:
+                self._sums = None  # what is not known cannot be summed
+            elif self._sums is not None:
+                try:
+                    self._sums.add(entry.source, totals)
+                except ValueError:  # codebooks of another size, which was told by name
+                    self._sums = None
+            yield entry, problems
 
     def whole(self) -> list[str]:
         """Problems of the manifest as a whole: what no single shard can show."""
         return list(_whole(self.manifest, self._sums))
+
+
+def _parallel(check: Check, entries: Sequence[ShardEntry], workers: int) -> Iterator[Checked]:
+    """`check` of every entry, in order, in processes; where damage ends one, it is told of the shard that does it."""
+    pool, ahead = _pool(workers), iter(entries)
+    pending: deque[tuple[ShardEntry, Future[Checked]]] = deque()
+    try:
+        while True:
+            pending.extend((entry, pool.submit(check, entry)) for entry in islice(ahead, 2 * workers - len(pending)))
+            if not pending:
+                return
+            entry, future = pending.popleft()
+            try:
+                yield future.result()
+            except BrokenProcessPool:  # by this shard or by one of those that were begun beside it
+                yield _alone(check, entry)
+                pool = _pool(workers)
+                pending = deque((other, pool.submit(check, other)) for other, _ in pending)
+    finally:  # also when it is interrupted: what has not begun is not begun any more
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _alone(check: Check, entry: ShardEntry) -> Checked:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(check, entry).result()
+        except BrokenProcessPool:
+            return [f"{entry.file}: reading it ends the process; {CURE}"], None
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Ctrl-C is for the process that waits, not for these."""
+    context = get_context("forkserver")  # Arrow's threads do not outlive a fork
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(workers, context, initializer=signal, initargs=(SIGINT, SIG_IGN))
 
 
 def strangers(manifest: Manifest) -> list[str]:
@@ -86,8 +131,7 @@ def _whole(manifest: Manifest, sums: Sums | None) -> Iterator[str]:
             yield f"manifest.json: its {name} are not the sum of those of its shards"
 
 
-def _check(manifest: Manifest, entry: ShardEntry, with_commits: bool) -> tuple[list[str], Totals | None]:
-    """One shard's problems, and its histograms if it is sound."""
+def _check(manifest: Manifest, with_commits: bool, entry: ShardEntry) -> Checked:
     counts = Counts({m: spec.codebooks for m, spec in manifest.tokenizers.items()})
     problems = list(_shard(manifest, entry, counts)) if entry.file else []
     totals = None if problems else counts.totals

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -75,7 +74,7 @@ def verify(
     from motet.pipeline.verify import Verification, strangers
 
     manifest = Manifest.load(dataset)
-    verification = Verification(manifest, workers or len(os.sched_getaffinity(0)))
+    verification = Verification(manifest, workers)
     problems: list[str] = []
 
     def checked() -> Iterator[int]:
