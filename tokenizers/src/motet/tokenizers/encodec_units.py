@@ -84,7 +84,7 @@ class EnCodec(Tokenizer):
     def __init__(self, settings: Settings):
         """Raises UserError if the weights are missing, damaged or not of the 24 kHz model."""
         self.settings = settings
-        self.model = to_device(_load(settings.path), settings.device)
+        self.model = _load(settings.path)
         self.model.set_target_bandwidth(settings.bandwidth)
         quantizer = self.model.quantizer
         codebooks = quantizer.get_num_quantizers_for_bandwidth(self.model.frame_rate, settings.bandwidth)
@@ -108,6 +108,7 @@ class EnCodec(Tokenizer):
         waves = [media.resample(sample, self.model.sample_rate).samples for sample in samples]
         tokens: dict[int, Tokens] = {}
         longest = 0 if self.settings.device == "cpu" else int(self.settings.batch * self.model.sample_rate)
+        to_device(self.model, self.settings.device)
         with running(self.settings.threads):
             for places in same_length([len(wave) for wave in waves], longest):
                 x_B1T = torch.from_numpy(np.stack([waves[i] for i in places]))[:, None].to(self.settings.device)
@@ -119,6 +120,7 @@ class EnCodec(Tokenizer):
     def decode(self, tokens: Sequence[Tokens]) -> list[Waveform]:
         """Sound at the model's rate, a whole number of frames long. ValueError for ids that are in no codebook."""
         waves = []
+        to_device(self.model, self.settings.device)
         with running(self.settings.threads):
             for one in tokens:
                 ids_FK = np.asarray(one.ids, dtype=np.int64).reshape(one.shape)

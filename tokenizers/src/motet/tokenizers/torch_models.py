@@ -58,7 +58,12 @@ def weights_hash(model: nn.Module, **settings: Any) -> str:
 
 
 def to_device(model: Model, device: str) -> Model:
-    """The model moved to `device`; UserError if this machine has none."""
+    """The model moved to `device`, if it is not there; UserError if this machine has none.
+
+    Called when there is something to encode or decode, so that a job can be planned on a machine without a GPU.
+    """
+    if next(model.parameters()).device == torch.device(device):
+        return model
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # no driver, no such number, out of memory; built without CUDA

@@ -35,7 +35,7 @@ class VQGAN(pictures.PictureTokenizer):
         self.settings = settings
         file = Path(settings.path)
         self.model = taming.load(file) if file.is_file() else open_diffusers(VQModel, settings.path, settings.subfolder)
-        to_device(self.model, settings.device).encoder.to(memory_format=torch.channels_last)  # a fifth faster
+        self.model.encoder.to(memory_format=torch.channels_last)  # a fifth faster
         config: Any = self.model.config
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.size = pictures.picture_size(settings, config, self.factor)
@@ -55,6 +55,7 @@ class VQGAN(pictures.PictureTokenizer):
     def encode(self, samples: Sequence[Image.Image]) -> list[Tokens]:
         """Ids of the nearest code at each position, row by row."""
         tokens = []
+        to_device(self.model, self.settings.device)
         with running(self.settings.threads):
             for part in pictures.batches(samples, self.settings.batch):
                 latents_BCHW = self.model.encode(pictures.to_tensor(part, self.settings.device)).latents
@@ -66,6 +67,7 @@ class VQGAN(pictures.PictureTokenizer):
     def decode(self, tokens: Sequence[Tokens]) -> list[Image.Image]:
         """Pictures from ids, of any grid. ValueError for ids that are in no codebook."""
         images = []
+        to_device(self.model, self.settings.device)
         with running(self.settings.threads):
             for one in tokens:
                 ids = np.asarray(one.ids, dtype=np.int64)
