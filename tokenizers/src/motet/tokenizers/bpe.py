@@ -180,7 +180,7 @@ class BPE(Tokenizer):
             names = [token["content"] for token in sought]
 
             def encode(text: str) -> np.ndarray:
-                if too_blank(text) or any(name in text for name in names):
+                if too_blank(text) or (names and any(name in text for name in names)):
                     return slow(text)
                 return fast(model.normalizer.normalize_str(text) if normalizer and not text.isascii() else text)
 

@@ -96,7 +96,9 @@ def too_blank(text: str) -> bool:
 
     True if any aligned block of `BLANK` characters is whitespace only, as in every run of twice that length.
     """
-    return any(text[i].isspace() and text[i : i + BLANK].isspace() for i in range(0, len(text) - BLANK, BLANK))
+    return len(text) > BLANK and any(
+        text[i].isspace() and text[i : i + BLANK].isspace() for i in range(0, len(text) - BLANK, BLANK)
+    )
 
 
 def ranks_of(content: Mapping[str, Any]) -> Ranks | str:
