@@ -17,6 +17,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -93,7 +94,11 @@ def is_folder(path: str) -> bool:
     if is_remote(path):
         if re.match(r"https?://", path):
             return False  # the web has no folders; and asking would fetch a page
-        return bool(_ask(path, lambda fs, name: fs.isdir(name)))
+        try:
+            info = _ask(path, lambda fs, name: fs.info(name))  # `isdir` of some stores says no when they do not answer
+        except FileNotFoundError:
+            return False
+        return bool(info["type"] == "directory")
     return os.path.isdir(path)
 
 
@@ -122,11 +127,8 @@ def listing(root: str) -> Callable[[str], Info | None]:
     def look(name: str) -> Info | None:
         folder, _, last = posixpath.normpath(name).rpartition("/")
         if folder not in folders:
-            try:
-                listed = _ask(join(root, folder).rstrip("/"), lambda fs, place: fs.ls(place, detail=True))
-            except FileNotFoundError:
-                listed = []
-            folders[folder] = {i["name"].rsplit("/", 1)[-1]: _info(i) for i in listed if i["type"] == "file"}
+            entries = _entries(join(root, folder).rstrip("/"))
+            folders[folder] = {found: _info(info) for found, info in entries.items() if info["type"] == "file"}
         return folders[folder].get(last)
 
     return look
@@ -148,12 +150,45 @@ def expand(path: str) -> list[str]:
         if not re.search(r"[*?\[]", one) or re.match(r"https?://", one):
             found.append(one)
         elif is_remote(one):
-            scheme = one.split("://", 1)[0]
-            names = _ask(one, lambda fs, name: fs.glob(name))
-            found += sorted(f"{scheme}://{name}" for name in names)
+            found += sorted(_matching(one))
         else:
             found += sorted(glob.glob(one, recursive=True))
     return found
+
+
+def _matching(pattern: str) -> list[str]:
+    """The remote files of a pattern. fsspec's own `glob` leaves out, without a word, the folders that did not answer."""
+    fixed = fixed_part(pattern)
+    parts = pattern[len(fixed) + 1 :].split("/")
+    folders = [fixed]
+    for i, part in enumerate(parts):
+        if part == "**":
+            rest = parts[i + 1 :]
+            return [
+                join(folder, name)
+                for folder in folders
+                for name in walk(folder)
+                if len(name.split("/")) >= len(rest)
+                and all(map(fnmatchcase, name.split("/")[len(name.split("/")) - len(rest) :], rest))
+            ]
+        wanted = "file" if i == len(parts) - 1 else "directory"
+        folders = [
+            join(folder, name)
+            for folder in folders
+            for name, info in _entries(folder).items()
+            if info["type"] == wanted and fnmatchcase(name, part) and (name[0] != "." or part[0] == ".")
+        ]
+    return folders
+
+
+def _entries(folder: str) -> dict[str, dict[str, Any]]:
+    """What lies right in a remote folder, by name; nothing if there is no such folder."""
+    try:
+        found = _ask(folder, lambda fs, place: fs.ls(place, detail=True))
+    except FileNotFoundError:
+        return {}
+    names = {info["name"].rstrip("/").rsplit("/", 1)[-1]: info for info in found}
+    return {name: names[name] for name in sorted(names) if name}
 
 
 def listed(path: str) -> tuple[str, dict[str, Info]]:

@@ -7,6 +7,7 @@ whose `duration` then only describes it. A segment is cut by samples, without lo
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,14 @@ from motet.pipeline.config import Entry, TokenizeConfig
 from motet.pipeline.rejects import Reject
 from motet.pipeline.sources import jsonl
 from motet.pipeline.sources.media import Media
-from motet.pipeline.sources.sample import Note, Piece, RawSample, string
+from motet.pipeline.sources.sample import MAX_FILE, Note, Piece, RawSample, string
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
     from motet.pipeline.plan import Partition
 
 LONGEST = 24 * 3600.0
-"""Seconds that a segment may have."""
+"""Seconds that a segment may begin at, or have."""
 
 
 def needed(entry: Entry, where: str) -> list[str]:
@@ -38,24 +39,34 @@ def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
     """See sources."""
     root, found = jsonl.found(entry, where)
     for path, own in found:
-        yield from jsonl.rows(path, own, root, config, lambda row: [row["audio_filepath"]])
+        yield from jsonl.rows(path, own, root, config, lambda row: [_below(row["audio_filepath"], root)])
 
 
 def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
     """See sources."""
     media, modality = Media(partition, note), _modality(partition.entry)
+    last: tuple[str, bytes] = "", b""  # the segments of a recording follow each other
 
     def parts(row: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
+        nonlocal last
         name, transcript = row.get("audio_filepath"), row.get("text")
         if not isinstance(name, str) or not name:
             raise BadSample("no-file-name", "audio_filepath is missing or is no string")
-        data = media.read(name)
+        name = _below(name, partition.root)
+        if name != last[0]:
+            last = name, media.read(name)
+        data = last[1]
         if row.get("offset") is not None:
             data = _segment(data, _seconds(row, "offset"), _seconds(row, "duration"))
         sound = (modality, data)
         return (("text", string(transcript, "text")), sound) if transcript else (sound,)
 
     yield from jsonl.read(partition, note, parts)
+
+
+def _below(name: Any, root: str) -> Any:
+    """A path as it is below the root: manifests often have whole ones."""
+    return name[len(root) + 1 :] if isinstance(name, str) and name.startswith(f"{root}/") else name
 
 
 def _modality(entry: Entry) -> str:
@@ -80,10 +91,18 @@ def _segment(data: bytes, offset: float, duration: float) -> bytes:
                 raise BadSample(
                     "bad-segment", f"{duration:g} s from {offset:g} s of {file.frames / file.samplerate:g} s"
                 )
+            frames = min(frames, file.frames - begin)
+            if frames * file.channels * 4 >= MAX_FILE:
+                raise BadSample("file-too-large", f"a segment of {frames} samples of {file.channels} channels")
             file.seek(begin)
-            samples = file.read(min(frames, file.frames - begin), dtype="float32", always_2d=True)
-            out = io.BytesIO()
-            soundfile.write(out, samples, file.samplerate, format="WAV", subtype="FLOAT")
+            samples = file.read(frames, dtype="float32", always_2d=True)
+            return _wav(samples.astype("<f4").tobytes(), file.samplerate, file.channels)
     except soundfile.LibsndfileError as error:
         raise BadSample("not-audio", str(error)) from None
-    return out.getvalue()
+
+
+def _wav(samples: bytes, rate: int, channels: int) -> bytes:
+    """32-bit floats as a WAV file. libsndfile would write the time of day into it, and the sample's identity with it."""
+    kind = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, channels, rate, rate * channels * 4, channels * 4, 32)
+    body = kind + struct.pack("<4sI", b"data", len(samples)) + samples
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WAVE") + body

@@ -9,6 +9,7 @@ of them holds something. Where bytes are missing, `path` is read, below the entr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -25,8 +26,10 @@ from motet.tokenizers.contract import BadSample
 if TYPE_CHECKING:
     from motet.pipeline.plan import Partition
 
-ROWS = 16
-"""Rows decoded at a time: a few pictures or recordings each."""
+BATCH = 1 << 20
+"""Bytes of rows that are decoded at a time, more or less."""
+PIECES = 16
+"""Into how many a row group is cut at most: each of them reads it from its start."""
 MOST_ROWS = 1 << 26
 """Of a row group; a damaged file may promise any number."""
 GUESSES = {"image": ("image", "img", "picture", "jpg", "png"), "speech": ("audio", "speech", "sound", "wav")}
@@ -45,7 +48,7 @@ def modalities(entry: Entry) -> list[str]:
 
 
 def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
-    """See sources. A partition lies in one row group, whose bytes are read whole."""
+    """See sources. Of a row group only the wanted columns are read, a batch at a time."""
     if files.is_folder(entry.path):
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.parquet")
     folder, infos = files.listed(entry.path)
@@ -63,16 +66,43 @@ def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
         for column in wanted:
             if column not in schema.names:
                 raise UserError(f"{where}: columns: {path} has no column '{column}': {_proposal(entry)}")
-        begin = 0
-        for group in range(metadata.num_row_groups):
-            rows, size = metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size
-            if not 0 <= rows <= MOST_ROWS:
-                raise UserError(f"{where}: path: {path} is no Parquet file: a row group of {rows} rows")
-            parts = -(-rows // config.partition_samples)
-            for i in range(parts):
-                first, last = begin + i * rows // parts, begin + (i + 1) * rows // parts
-                yield Piece(root=root, span=(path, first, last), versions=(own,), size=size // parts)
-            begin += rows
+        for first, last, size in _cuts(metadata, wanted, entry, config, f"{where}: path: {path}"):
+            yield Piece(root=root, span=(path, first, last), versions=(own,), size=size)
+
+
+def _cuts(
+    metadata: pq.FileMetaData, wanted: list[str], entry: Entry, config: TokenizeConfig, where: str
+) -> Iterator[tuple[int, int, int]]:
+    """(first row, end row, bytes) of runs of small row groups, and of parts of large ones.
+
+    Text is cut by its bytes, media by samples, as everywhere.
+    """
+
+    def parts(rows: int, size: int) -> int:
+        if set((entry.columns or {}).values()) <= {"text"}:
+            return -(-size // config.partition_bytes)
+        return -(-rows // config.partition_samples)
+
+    first = begin = run = 0
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        columns = (group.column(c) for c in range(group.num_columns))
+        rows = group.num_rows
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".", 1)[0] in wanted)
+        if not 0 <= rows <= MOST_ROWS or size < 0:
+            raise UserError(f"{where} is no Parquet file: a row group of {rows} rows and {size} bytes")
+        if begin > first and parts(begin + rows - first, run + size) > 1:
+            yield first, begin, run
+            first, run = begin, 0
+        count = min(parts(rows, size), PIECES, rows)
+        for part in range(1, count):
+            last = begin + part * rows // count
+            yield first, last, size // count
+            first = last
+        run += size if count < 2 else size // count
+        begin += rows
+    if begin > first:
+        yield first, begin, run
 
 
 def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
@@ -80,45 +110,81 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
     assert partition.span is not None
     path, begin, end = partition.span
     entry, name, media = partition.entry, partition.versions[0][0], Media(partition, note)
-    assert entry.columns
-    names = [*entry.columns, *([entry.language] if entry.language else ())]
+    columns = list(dict.fromkeys([*(entry.columns or ()), *([entry.language] if entry.language else ())]))
     number, digest = begin, Digest()
-    try:
-        with files.opened(path) as file:
-            for row in _rows(pq.ParquetFile(file), list(dict.fromkeys(names)), begin, end):
-                sample = _sample(f"{name}#{number}", row, entry, media)
-                for _, data in sample.parts:
-                    digest.update(data)
-                number += 1
-                yield sample
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if getattr(error, "errno", None):
-            raise  # of the disk, not of the file
-        for lost in range(number, end):
-            yield reject(f"{name}#{lost}", BadSample("broken-parquet", _line(error)))
+    with files.opened(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            _of_the_file(error)
+            parquet, ends = None, [end]
+        for group, last in enumerate(ends):
+            if last <= begin or number >= end:
+                continue
+            try:
+                start = last - parquet.metadata.row_group(group).num_rows if parquet else begin
+                for row in _rows(parquet, group, columns, number - start, min(last, end) - start):
+                    sample = _sample(f"{name}#{number}", row, entry, media)
+                    if isinstance(sample, RawSample):
+                        for _, data in sample.parts:
+                            digest.update(data)
+                    number += 1
+                    yield sample
+            except (pa.ArrowException, OSError, ValueError) as error:
+                _of_the_file(error)
+                for lost in range(number, min(last, end)):
+                    yield reject(f"{name}#{lost}", BadSample("broken-parquet", _line(error)))
+                number = min(last, end)
     note(name, digest.size, digest.hash)
 
 
-def _rows(file: pq.ParquetFile, columns: list[str], begin: int, end: int) -> Iterator[dict[str, pa.Scalar]]:
-    """The rows from `begin` on, which lie in one row group."""
-    at = group = 0
-    while at + file.metadata.row_group(group).num_rows <= begin:
-        at += file.metadata.row_group(group).num_rows
-        group += 1
-    for batch in file.iter_batches(ROWS, row_groups=[group], columns=columns):
-        for i in range(max(begin - at, 0), min(batch.num_rows, end - at)):
-            yield {column: batch.column(column)[i] for column in columns}
+def _rows(file: pq.ParquetFile, group: int, columns: list[str], begin: int, end: int) -> Iterator[dict[str, Any]]:
+    """The rows from `begin` to `end` of a row group, as Python values; BadSample in place of one that cannot be such."""
+    described = file.metadata.row_group(group)
+    size = max(1, min(1024, BATCH * described.num_rows // max(described.total_byte_size, 1)))
+    at = 0
+    for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+        part = batch.slice(max(begin - at, 0), max(min(batch.num_rows, end - at) - max(begin - at, 0), 0))
+        values = [_values(part.column(column)) for column in columns]
+        for row in zip(*values, strict=True):
+            yield dict(zip(columns, row, strict=True))
         at += batch.num_rows
         if at >= end:
             return
-    raise ValueError(f"its row group {group} ends at row {at}, not at {end}")
+    raise ValueError(f"row group {group} ends after {at} rows")
 
 
-def _sample(position: str, row: dict[str, pa.Scalar], entry: Entry, media: Media) -> RawSample | Reject:
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (UnicodeDecodeError, pa.ArrowException):
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return BadSample("invalid-utf8", str(error))
+    except pa.ArrowException as error:
+        return BadSample("invalid-row", _line(error))
+
+
+def _of_the_file(error: Exception) -> None:
+    """Raises it, if it is the disk's or the network's and not what Parquet says of damaged bytes."""
+    if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+        raise error
+
+
+def _sample(position: str, row: dict[str, Any], entry: Entry, media: Media) -> RawSample | Reject:
     """One row as a sample."""
     assert entry.columns
     try:
-        values = {column: row[column].as_py() for column in entry.columns}
+        for value in row.values():
+            if isinstance(value, BadSample):
+                raise value
+        values = {column: row[column] for column in entry.columns}
         lists = {c: v for c, v in values.items() if isinstance(v, list)}
         parts: list[tuple[str, bytes]] = []
         if lists:
@@ -134,13 +200,9 @@ def _sample(position: str, row: dict[str, pa.Scalar], entry: Entry, media: Media
             parts = [(entry.columns[c], _bytes(v, c, media)) for c, v in values.items() if not _empty(v)]
         if not parts:
             raise BadSample("no-parts", f"{', '.join(entry.columns)}: nothing in any of them")
-        field = entry.language
-        language = language_of({field: row[field].as_py()}, field) if field else ""
-        return RawSample(position, tuple(parts), language)
+        return RawSample(position, tuple(parts), language_of(row, entry.language))
     except BadSample as bad:
         return reject(position, bad)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        return reject(position, BadSample("invalid-row", _line(error)))
 
 
 def _empty(value: Any) -> bool:

@@ -3,7 +3,7 @@
     shards/{000..127}.tar --a tar is a partition--> members as they come --> key "0001": 0001.txt, 0001.jpg --> text, then media
 
 `columns` says which extensions are what, in reading order; by default .txt is text, pictures and sound are theirs, and text
-comes first. Of a .json, the entry's `column` is the text and `language` its language. Other extensions are not looked at.
+comes first. Of a .json, the entry's `column` is the text, if there is no .txt, and `language` its language. Other extensions are not read.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
     key, members, seen = "", dict[str, bytes | BadSample](), set[str]()
     with files.opened(partition.span[0], files.REMOTE_BLOCK) as file:
         try:
-            for member_key, extension, data in _members(file):
+            for member_key, extension, data in _members(file, {*(partition.entry.columns or COLUMNS), "json"}):
                 if member_key != key:
                     if members:
                         yield _sample(f"{name}/{key}", members, partition.entry)
@@ -84,7 +84,6 @@ def _sample(position: str, members: dict[str, bytes | BadSample], entry: Entry) 
     columns = entry.columns or COLUMNS
     order = {extension: i for i, extension in enumerate(columns)} if entry.columns else {}
     parts, language = [], ""
-    whole = b"".join(data for data in members.values() if isinstance(data, bytes))
     try:
         for extension, data in sorted(members.items(), key=lambda m: order.get(m[0], columns.get(m[0]) != "text")):
             if isinstance(data, BadSample):
@@ -92,20 +91,23 @@ def _sample(position: str, members: dict[str, bytes | BadSample], entry: Entry) 
             if extension == "json":
                 told = row(data)
                 language = language_of(told, entry.language)
-                if extension not in columns or entry.column not in told:
-                    continue
+                if extension not in columns or entry.column not in told or (not entry.columns and "txt" in members):
+                    continue  # metadata beside a .txt, which often has the caption once more
                 data = string(told[entry.column], entry.column)
             if extension in columns:
                 parts.append((columns[extension], data))
         if not parts:
             raise BadSample("no-parts", f"none of {', '.join(sorted(members))} is known; `columns` names others")
     except BadSample as bad:
-        return reject(position, bad, whole)
+        return reject(position, bad, b"".join(data for data in members.values() if isinstance(data, bytes)))
     return RawSample(position, tuple(parts), language)
 
 
-def _members(file: BinaryIO) -> Iterator[tuple[str, str, bytes | BadSample]]:
-    """(key, extension in lower case, content) of every file in a tar, in order; an exception where it breaks."""
+def _members(file: BinaryIO, wanted: set[str]) -> Iterator[tuple[str, str, bytes | BadSample]]:
+    """(key, extension in lower case, content) of every file in a tar, in order; an exception where it breaks.
+
+    The content of what is not `wanted` stays unread and is given as empty.
+    """
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
@@ -113,8 +115,11 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, str, bytes | BadSample]]:
             stem, dot, extension = base.partition(".")
             if not dot or not stem or member.isdir():
                 continue  # a folder, a hidden file, or a name without an extension, as the format itself has it
-            data: bytes | BadSample
-            if member.issparse() or not member.isreg():
+            extension = extension.lower()
+            data: bytes | BadSample = b""
+            if extension not in wanted:
+                pass
+            elif member.issparse() or not member.isreg():
                 data = BadSample("not-a-file", f"{member.name} is a link, a device or sparse")
             elif not 0 <= member.size <= MAX_FILE:
                 data = BadSample("file-too-large", f"{member.name}: {member.size} bytes")
@@ -122,7 +127,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, str, bytes | BadSample]]:
                 content = tar.extractfile(member)
                 assert content is not None
                 data = content.read()
-            yield f"{folder}{slash}{stem}", extension.lower(), data
+            yield f"{folder}{slash}{stem}", extension, data
         # tarfile takes whatever is no header for the end
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
