@@ -260,14 +260,15 @@ def blocks(path: str, begin: int, end: int) -> Iterator[bytes]:
             yield block
 
 
-def opened(path: str, block: int = 1 << 18) -> BinaryIO:
-    """A file that can be read anywhere; of a remote one, ranges of at least `block` bytes are fetched as they are read."""
-    if not is_remote(path):
-        return open(path, "rb")
-    info = stat(path)
-    if info is None:
-        raise FileNotFoundError(path)
-    return io.BufferedReader(_Remote(path, info.size), block)
+def opened(path: str, size: int, block: int = 1 << 18) -> BinaryIO:
+    """A file of `size` bytes that can be read anywhere; of a remote one, ranges of at least `block` bytes are fetched as
+    they are read.
+    """
+    if is_remote(path):
+        return io.BufferedReader(_Remote(path, size), block)
+    if (now := os.path.getsize(path)) != size:
+        raise Changed(f"{path}: has {now} bytes, not {size}: it was changed; run the command again")
+    return open(path, "rb")
 
 
 class _Remote(io.RawIOBase):
@@ -368,12 +369,9 @@ def _status(error: BaseException | None) -> int | None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
             return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for found in (
-            getattr(error, "status", None),
-            getattr(error, "code", None),
-            getattr(response, "status_code", None),
-        ):
-            if isinstance(found, int):
+        if type(error).__module__ != "aiohttp.http_exceptions":  # their code 400 is said of a broken answer, by us
+            codes = getattr(error, "status", None), getattr(error, "code", None), getattr(response, "status_code", None)
+            if (found := next((code for code in codes if isinstance(code, int)), None)) is not None:
                 return found
         error = error.__cause__
     return None

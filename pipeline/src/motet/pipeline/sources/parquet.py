@@ -57,7 +57,7 @@ def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
     for name, info in infos.items():
         path = files.join(folder, name)
         own = (files.printable(name), info.size, info.version)
-        with files.opened(path) as file:
+        with files.opened(path, info.size) as file:
             try:
                 found = pq.ParquetFile(file)
                 schema, metadata = found.schema_arrow, found.metadata
@@ -112,7 +112,7 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
     entry, name, media = partition.entry, partition.versions[0][0], Media(partition, note)
     columns = list(dict.fromkeys([*(entry.columns or ()), *([entry.language] if entry.language else ())]))
     number, digest = begin, Digest()
-    with files.opened(path) as file:
+    with files.opened(path, partition.versions[0][1]) as file:
         try:
             parquet = pq.ParquetFile(file)
             ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)))
@@ -226,11 +226,12 @@ def _bytes(value: Any, where: str, media: Media) -> bytes:
 
 def _proposal(entry: Entry) -> str:
     """What the columns are, and a guess that can be pasted."""
-    found = files.expand(entry.path)
     try:
-        with files.opened(found[0]) as file:
+        folder, infos = files.listed(entry.path)
+        name, info = next(iter(infos.items()))
+        with files.opened(files.join(folder, name), info.size) as file:
             schema = pq.ParquetFile(file).schema_arrow
-    except (IndexError, OSError, pa.ArrowException) as error:
+    except (StopIteration, OSError, pa.ArrowException) as error:
         return (
             f"say which columns are what, as {{caption: text, image: image}}; the file cannot be read: {_line(error)}"
         )

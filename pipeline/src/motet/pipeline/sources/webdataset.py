@@ -56,7 +56,7 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
     assert partition.span is not None
     name, digest = partition.versions[0][0], Digest()
     key, members, seen = "", dict[str, bytes | BadSample](), set[str]()
-    with files.opened(partition.span[0], files.REMOTE_BLOCK) as file:
+    with files.opened(partition.span[0], partition.versions[0][1], files.REMOTE_BLOCK) as file:
         try:
             for member_key, extension, data in _members(file, {*(partition.entry.columns or COLUMNS), "json"}):
                 if member_key != key:
