@@ -9,18 +9,14 @@
 The second size is a new output each time, so nothing is resumed. CPU-seconds are user + system of the process and all that
 descends from it, daemons too (measure.py says how). A ratio is made of medians; the range beside it is of the repeats.
 
-    python benchmarks/tokenize.py                          the table, some ten minutes on two cores
-    python benchmarks/tokenize.py text engines             only these: text pictures speech engines peers resume memory
-    python benchmarks/tokenize.py memory --gigabytes 20    a corpus of 20 GB goes through, every process is watched
-    python benchmarks/tokenize.py resume --partitions 100000
-    python benchmarks/tokenize.py --corpus DIR             more text: all DIR/text/*.jsonl, beside the bundled speeches
+    python benchmarks/tokenizing/table.py                          the table, some ten minutes on two cores
+    python benchmarks/tokenizing/table.py text engines             only these: text pictures speech engines peers resume memory
+    python benchmarks/tokenizing/table.py memory --gigabytes 20    a corpus of 20 GB goes through, every process is watched
+    python benchmarks/tokenizing/table.py resume --partitions 100000
+    python benchmarks/tokenizing/table.py --corpus DIR             more text: all DIR/text/*.jsonl, beside the bundled speeches
 """
 
 from __future__ import annotations
-
-import sys
-
-sys.path[0] += "/tokenizing"  # what this file is made of; and beside it `import tokenize` is the standard library's
 
 import argparse
 import json
