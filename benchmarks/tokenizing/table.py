@@ -23,6 +23,7 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ class Bench:
 
     def bare(self, *arguments: object) -> dict[str, float]:
         """What benchmarks/bare.py prints: ways of encoding -> amount per CPU-second."""
-        command = [sys.executable, str(HERE / "tokenizing/bare.py"), *map(str, arguments)]
+        command = [sys.executable, str(HERE / "bare.py"), *map(str, arguments)]
         return json.loads(run(command).output.splitlines()[-1])
 
 

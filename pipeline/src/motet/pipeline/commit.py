@@ -25,7 +25,7 @@ from motet.pipeline.task import Task
 from motet.pipeline.tokenize import Guard, tokenize
 from motet.pipeline.totals import Totals
 from motet.tokenizers.configuration import UserError
-from motet.tokenizers.contract import Tokenizer
+from motet.tokenizers.contract import Tokenizer, content_hash
 
 CONFIG = "tokenize.yaml"
 GONE = Found(-1, 0)
@@ -81,10 +81,12 @@ class Output:
             if entry.rows:
                 entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
                 self.store.put(scratch, entry.file)
+        quarantine = b""
         if outcome.rejects:
             quarantine = rejects.to_bytes(entry.source, outcome.rejects, self.keep_rejected)
             self.store.write(f"{rejects.FOLDER}/{task.rejects_name}", quarantine)
-        commit = json.dumps({"entry": entry.to_json(), "totals": outcome.totals.to_json()}, ensure_ascii=False).encode()
+        told = {"entry": entry.to_json(), "totals": outcome.totals.to_json(), "quarantine": content_hash(quarantine)}
+        commit = json.dumps(told, ensure_ascii=False).encode()
         name = f"commits/{task.commit_name}"
         if not self.store.create(name, commit) and self.missing([task]):
             self.store.write(name, commit)  # one whose shard is gone or damaged

@@ -31,6 +31,7 @@ from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import CURE, DamagedShard, Shard
 from motet.pipeline.totals import Sums, Totals
+from motet.tokenizers.contract import content_hash
 
 Checked = tuple[list[str], Totals | None]
 """A shard's problems, and its histograms if it is sound."""
@@ -151,8 +152,9 @@ def _shard(manifest: Manifest, entry: ShardEntry, counts: Counts) -> Iterator[st
 def _file(manifest: Manifest, entry: ShardEntry, path: Path, counts: Counts) -> Iterator[str]:
     if path.stat().st_size != entry.bytes:
         yield f"{entry.file}: {path.stat().st_size} bytes, the manifest says {entry.bytes}"
-    if changed := _file_hash(path) != entry.hash:
+    if _file_hash(path) != entry.hash:  # and Arrow must not read on: it trusts what stands beside the data
         yield f"{entry.file}: its bytes are not what was written; {CURE}"
+        return
     try:
         shard = Shard(path, entry.batch_hashes, name=f"{manifest.store}/{entry.file}")
     except DamagedShard as damage:
@@ -171,7 +173,7 @@ def _file(manifest: Manifest, entry: ShardEntry, path: Path, counts: Counts) -> 
             yield str(damage)
             continue
         rows.append(batch.num_rows)
-        if not (changed or other):  # what stands beside the data may be damaged too: no sense in reading on
+        if not other:
             yield from (f"{entry.file}: record batch {i}: {problem}" for problem in _batch(batch, shard, counts))
             if set(batch.column("source").to_pylist()) != {entry.source}:
                 yield f"{entry.file}: record batch {i}: documents of another source than {entry.source}"
@@ -181,7 +183,7 @@ def _file(manifest: Manifest, entry: ShardEntry, path: Path, counts: Counts) -> 
         yield f"{entry.file}: record batches of {rows} documents, the manifest says {list(entry.batch_rows)}"
     for name, counted in counts.told().items():
         told = getattr(entry, name)
-        if not (changed or other) and counted != told:
+        if not other and counted != told:
             yield f"{entry.file}: {name}: {counted!s:.200}, the manifest says {told!s:.200}"
 
 
@@ -191,24 +193,26 @@ def _file_hash(path: Path) -> str:
         return xxhash.xxh3_128_hexdigest(file.read_buffer())
 
 
-def _committed(manifest: Manifest, entry: ShardEntry) -> Totals | None:
-    """The histograms of the partition's commit, if it says the same as the manifest."""
+def _commit(manifest: Manifest, entry: ShardEntry, totals: Totals | None) -> Iterator[str]:
+    """The commit says the same as the manifest, and what it says beyond is so."""
+    where = entry.file or f"{entry.source}, partition {entry.partition}"
     try:
         commit = json.loads(manifest.store.read(f"commits/{entry.commit}"))
         same = ShardEntry.from_json({**commit["entry"], "commit": entry.commit}) == entry
-        return Totals.from_json(commit["totals"]) if same else None
+        told, quarantine = Totals.from_json(commit["totals"]), commit["quarantine"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _commit(manifest: Manifest, entry: ShardEntry, totals: Totals | None) -> Iterator[str]:
-    where = entry.file or f"{entry.source}, partition {entry.partition}"
-    told = _committed(manifest, entry)
-    if told is None:
+        same = False
+    if not same:
         yield f"{where}: no commit says the same of it as the manifest"
         return
     if totals is not None and not totals.same(told):
         yield f"{where}: its lengths and its use of codebooks are not what its commit says"
+    try:
+        held = manifest.store.read(entry.rejects_file) if entry.rejects else b""
+        if content_hash(held) != quarantine:
+            yield f"{where}: its rejects are not what was written; `motet tokenize --retry-rejects` makes them again"
+    except FileNotFoundError:
+        pass  # told below
 
 
 def _rejects(manifest: Manifest, entry: ShardEntry) -> Iterator[str]:
