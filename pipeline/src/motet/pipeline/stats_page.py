@@ -10,8 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from motet.pipeline import plots, rejects
+from motet.pipeline import plots
 from motet.pipeline.manifest import Manifest
+from motet.pipeline.shard import DamagedShard
 from motet.pipeline.statistics import Statistics, duplicates_line, quantile
 
 EXAMPLES = 5
@@ -73,8 +74,8 @@ def _examples(manifest: Manifest) -> dict[str, list[dict[str, str]]]:
         if all(len(found.get(reason, ())) >= EXAMPLES for reason in entry.rejects):
             continue  # of perhaps 100,000 files a few are opened
         try:
-            told = rejects.of_bytes(manifest.store.read(entry.rejects_file))
-        except (OSError, ValueError):
+            told = manifest.rejected(entry)
+        except (DamagedShard, OSError):
             continue  # a manifest that came without its rejects still tells how many they are
         for reject in told:
             some = found.setdefault(reject["reason"], [])

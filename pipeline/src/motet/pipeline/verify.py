@@ -207,28 +207,19 @@ def _commit(manifest: Manifest, entry: ShardEntry, totals: Totals | None) -> Ite
         return
     if totals is not None and not totals.same(told):
         yield f"{where}: its lengths and its use of codebooks are not what its commit says"
-    try:
-        held = manifest.store.read(entry.rejects_file) if entry.rejects else b""
-        if content_hash(held) != quarantine:
-            yield f"{where}: its rejects are not what was written; `motet tokenize --retry-rejects` makes them again"
-    except FileNotFoundError:
-        pass  # told below
+    if not entry.rejects and quarantine != content_hash(b""):
+        yield f"{where}: its commit tells of rejects, the manifest of none"
 
 
 def _rejects(manifest: Manifest, entry: ShardEntry) -> Iterator[str]:
     """The quarantine holds as many as the manifest says, for the same reasons."""
-    if not entry.rejects:
-        return
-    name = entry.rejects_file
     try:
-        found = Counter(reject["reason"] for reject in rejects.of_bytes(manifest.store.read(name)))
-    except FileNotFoundError:
-        yield f"{name}: is missing"
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        yield f"{name}: cannot be read: {error}"
+        found = Counter(reject["reason"] for reject in manifest.rejected(entry))
+    except (DamagedShard, OSError, KeyError) as damage:
+        yield f"{entry.rejects_file}: {damage}"
     else:
         if found != entry.rejects:
-            yield f"{name}: {dict(found)}; the manifest says {entry.rejects}"
+            yield f"{entry.rejects_file}: {dict(found)}; the manifest says {entry.rejects}"
 
 
 def _batch(batch: pa.RecordBatch, shard: Shard, counts: Counts) -> Iterator[str]:
