@@ -225,7 +225,7 @@ def test_a_partition_that_fails_far_away_is_told_too(
     serve(*POOL, pool)
     with pytest.raises(PartitionFailed) as failed:
         tokenize_corpus(failing, corpus, tmp_path / "beam", engine="beam", options=on_services(jobs, pool))
-    assert str(failed.value).startswith("six, partition 3 (six.jsonl): six.jsonl@93: bpe.load: ZeroDivisionError")
+    assert str(failed.value).startswith("six, partition 3 (six.jsonl): six.jsonl@90: bpe.load: ZeroDivisionError")
     assert str(failed.value).endswith("the same command goes on with the rest")
     assert "Traceback" not in capfd.readouterr().err
     assert "Traceback" in str(failed.value.__cause__), "for --debug"

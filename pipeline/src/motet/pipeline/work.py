@@ -116,7 +116,7 @@ class Worker:
     def _attempt(self, order: Order) -> Done | Failed | Death:
         self._begin()
         assert self._pipe is not None
-        told = Next(None, 0)
+        told = nothing = Next(None, 0)
         try:
             self._pipe.send(order)
             while True:
@@ -131,6 +131,8 @@ class Worker:
             self._process.join()
             code = self._process.exitcode
             how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            if told is nothing and code == 1:
+                how += ' before it began; a script that calls motet does so below `if __name__ == "__main__":`'
             return Death(told.sample, "decoder-crashed", f"the process ended by {how}")
 
 

@@ -49,7 +49,7 @@ def launch(config: TrainConfig, out: str | Path) -> dict[str, Any]:
     if started and os.environ.get("RAY_ADDRESS"):
         ray.init()
     elif started:
-        ray.init(num_cpus=config.workers * threads + 1, include_dashboard=False)
+        ray.init(address="local", num_cpus=config.workers * threads + 1, include_dashboard=False)
     try:
         gpus = ray.cluster_resources().get("GPU", 0) >= config.workers
         trainer = TorchTrainer(
