@@ -63,7 +63,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
         command += ["--set", f"corpus.{i}.path={corpus / entry['path']}"]
     chance = random.Random(1)
     killed = 0
-    for _ in range(5):
+    for _ in range(3):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         # Kill it a little after each new trace of work, so that the moments lie between start and end on any machine.
         before = traces(out)

@@ -308,7 +308,7 @@ class Shard:
         self.header = ShardHeader.of(self._file.schema, self.path)
         if not self._file.schema.equals(self.header.schema()):
             raise DamagedShard(f"{self.path}: its columns are not those that its header asks for; {CURE}")
-        self._hashes = batch_hashes
+        self._hashes = batch_hashes if file_hash is None else None  # each byte is hashed once
         if batch_hashes is not None and len(batch_hashes) != self._file.num_record_batches:
             raise DamagedShard(
                 f"{self.path}: {self._file.num_record_batches} record batches, the manifest has {len(batch_hashes)}"
