@@ -23,6 +23,7 @@ import numpy as np
 from motet.pipeline.commit import Output
 from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import NAME, Manifest, ShardEntry
+from motet.pipeline.seal import seal
 from motet.pipeline.shard import Document
 from motet.pipeline.statistics import statistics
 from motet.pipeline.store import store_of
@@ -98,7 +99,7 @@ def main() -> None:
             commit = {"entry": entry.to_json(), "totals": counts[i % TEMPLATES].totals.to_json()}
             place = Path(folder) / "commits" / entry.commit
             place.parent.mkdir(exist_ok=True)
-            place.write_text(json.dumps(commit))
+            place.write_bytes(seal(json.dumps(commit)))
         size = sum(file.stat().st_size for file in (Path(folder) / "commits").iterdir()) / len(some)
         sums = Sums()
         with timed(f"{len(some):,} commits of {size / 1e3:.0f} kB read and summed"):

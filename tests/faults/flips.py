@@ -36,9 +36,10 @@ from motet.tokenizers.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 SLICE = 500
 KINDS = {
-    "shard, one bit": 0.75,
+    "shard, one bit": 0.73,
     "shard, cut short": 0.15,
     "manifest, one bit": 0.04,
+    "index, one bit": 0.02,
     "commit, one bit": 0.03,
     "rejects, one bit": 0.03,
 }
@@ -102,9 +103,13 @@ def outcome(check, out: Path, known: Manifest | None, file: Path) -> str:
 def damage(out: Path, kind: str, chance: random.Random) -> tuple[Path, bytes, bytes]:
     """(file, its bytes, its damaged bytes)."""
     what, how = kind.split(", ")
-    folder, ending = {"shard": ("shards", "*"), "commit": ("commits", "*"), "rejects": ("rejects", "*")}.get(
-        what, ("", "manifest.json")
-    )
+    folder, ending = {
+        "shard": ("shards", "*"),
+        "commit": ("commits", "*"),
+        "rejects": ("rejects", "*"),
+        "index": ("", "commits.json"),
+        "manifest": ("", "manifest.json"),
+    }[what]
     file = chance.choice(sorted((out / folder).glob(ending)))
     raw = file.read_bytes()
     if how == "cut short":

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from motet.pipeline.commit import Output
 from motet.pipeline.counts import Counts
 from motet.pipeline.gc import orphans
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest, ShardEntry
+from motet.pipeline.seal import seal, unseal
 from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
 from motet.pipeline.store import store_of
 from motet.pipeline.totals import Sums
@@ -135,19 +137,37 @@ def test_a_manifest_that_says_something_else_is_found(tokenized: Path) -> None:
     ]
     index = json.loads((tokenized / "commits.json").read_text(encoding="utf-8"))
     for change, message in changes:
-        changed = json.loads(text)
+        changed = unseal(text.encode())
         change(changed, changed["shards"][0])
-        (tokenized / "manifest.json").write_text(json.dumps(changed), encoding="utf-8")
+        (tokenized / "manifest.json").write_bytes(seal(json.dumps(changed)))
         with pytest.raises(UserError, match=r"manifest\.json is not what was written"):
             Manifest.load(tokenized)
         index["manifest"] = content_hash((tokenized / "manifest.json").read_bytes())
         (tokenized / "commits.json").write_text(json.dumps(index), encoding="utf-8")
         assert any(message in problem for problem in problems(Manifest.load(tokenized))), message
     (tokenized / "commits.json").unlink()
-    for damaged in (text.replace('"shards"', '"shardz"'), text.replace('"rows"', '"rowz"', 1), text[:-9], "[]"):
+    bare = json.dumps(unseal(text.encode()))
+    wrong = [seal(bare.replace(name, name + "z", 1)).decode() for name in ("shards", "rows", "sketch")]
+    for damaged in (*wrong, text.replace(": 1", ": 2", 1), bare, text[:-9], text + " ", "[]", ""):
         (tokenized / "manifest.json").write_text(damaged, encoding="utf-8")
-        with pytest.raises(UserError, match=r"manifest\.json: (is damaged|cannot be read)"):
+        with pytest.raises(UserError, match=r"manifest\.json: is damaged"):
             Manifest.load(tokenized)
+
+
+def test_a_damaged_commit_never_gets_into_a_manifest(tokenized: Path, corpus: Path, configure) -> None:
+    """Not even where `verify` cannot count again, in hashes of inputs: without a manifest, commits are all there is."""
+    before = {name: (tokenized / name).read_bytes() for name in ("manifest.json", "commits.json")}
+    commit, manifest = next((tokenized / "commits").glob("text-*")), Manifest.load(tokenized)
+    raw = commit.read_bytes()
+    begin = raw.index(b'"inputs"')
+    for at in range(begin, raw.index(b"]", begin)):
+        commit.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        assert Output(manifest.store)._commit(commit.name) is None, at
+    assert any(f"delete commits/{commit.name}" in problem for problem in problems(manifest))
+    for name in before:
+        (tokenized / name).unlink()
+    assert tokenize_corpus(configure(), corpus, tokenized).done == 1
+    assert {name: (tokenized / name).read_bytes() for name in before} == before and commit.read_bytes() == raw
 
 
 def test_a_damaged_shard_is_made_again_after_it_was_deleted(tokenized: Path, corpus: Path, configure) -> None:

@@ -1,10 +1,10 @@
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from motet.pipeline.manifest import Manifest
 from motet.pipeline.shard import DamagedShard, sample_id
 from motet.tokenizers.configuration import UserError
 from motet.trainer.corpus import Corpus
@@ -84,11 +84,10 @@ def test_a_missing_shard_stops_with_its_name(write_dataset, documents):
 
 def test_a_partition_whose_samples_were_all_rejected_has_no_shard(write_dataset, documents):
     path = write_dataset(documents)
-    manifest = Path(path) / "manifest.json"
-    data = json.loads(manifest.read_text())
-    data["sources"].append("lost")
-    data["shards"].append({**data["shards"][0], "source": "lost", "file": "", "rows": 0, "hash": ""})
-    manifest.write_text(json.dumps(data))
+    manifest = Manifest.load(path)
+    lost = dataclasses.replace(manifest.shards[0], source="lost", file="", rows=0, hash="")
+    more = dataclasses.replace(manifest, sources=(*manifest.sources, "lost"), shards=(*manifest.shards, lost))
+    (Path(path) / "manifest.json").write_text(more.to_text())
     assert len(Corpus.read([path])) == len(documents)
 
 

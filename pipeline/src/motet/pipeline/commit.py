@@ -20,6 +20,7 @@ from typing import Any
 
 from motet.pipeline import rejects
 from motet.pipeline.manifest import Manifest, ShardEntry
+from motet.pipeline.seal import seal, unseal
 from motet.pipeline.store import Found, Store
 from motet.pipeline.task import Task
 from motet.pipeline.tokenize import Guard, tokenize
@@ -86,7 +87,7 @@ class Output:
             quarantine = rejects.to_bytes(entry.source, outcome.rejects, self.keep_rejected)
             self.store.write(f"{rejects.FOLDER}/{task.rejects_name}", quarantine)
         told = {"entry": entry.to_json(), "totals": outcome.totals.to_json(), "quarantine": content_hash(quarantine)}
-        commit = json.dumps(told, ensure_ascii=False).encode()
+        commit = seal(json.dumps(told, ensure_ascii=False))
         name = f"commits/{task.commit_name}"
         if not self.store.create(name, commit) and self.missing([task]):
             self.store.write(name, commit)  # one whose shard is gone or damaged
@@ -144,7 +145,7 @@ class Output:
 
     def _commit(self, name: str) -> dict[str, Any] | None:
         try:
-            commit = json.loads(self.store.read(f"commits/{name}"))
+            commit = unseal(self.store.read(f"commits/{name}"))
             entry = ShardEntry.from_json({**commit["entry"], "commit": name})
             return {"entry": entry, "totals": Totals.from_json(commit["totals"])}
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):

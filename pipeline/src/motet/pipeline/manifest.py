@@ -3,7 +3,7 @@
     commits (one per partition) --`Manifest.of`--> OUT/manifest.json --`Manifest.load`--> shards, counts, hashes
 
 It holds nothing that differs from machine to machine (times, absolute paths, host names), so two datasets are equal if
-their manifests are.
+their manifests are. Its last field is the hash of the rest (seal.py): a damaged manifest is refused, not believed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.pipeline import rejects
+from motet.pipeline.seal import seal, unseal
 from motet.pipeline.shard import DamagedShard, Shard
 from motet.pipeline.store import Store, store_of
 from motet.tokenizers.configuration import UserError
@@ -158,7 +159,7 @@ class Manifest:
         """Inverse of `to_text`; `commits` names each shard's, if that is known."""
         where = f"{store}: {NAME}"
         try:
-            data = json.loads(text)
+            data = unseal(text)
             if data["format_version"] != FORMAT_VERSION:
                 raise UserError(f"{where}: format {data['format_version']}; this motet reads {FORMAT_VERSION}")
             return cls(
@@ -195,7 +196,7 @@ class Manifest:
         }
         lines = [f' "{key}": {json.dumps(value)},' for key, value in head.items()]
         shards = ",\n".join(f"  {json.dumps(entry.to_json(), ensure_ascii=False)}" for entry in self.shards)
-        return "\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"]) + "\n"
+        return seal("\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"])).decode()
 
     def save(self) -> None:
         """Write the manifest, then the index of the commits that it was made of."""
@@ -238,11 +239,11 @@ class Manifest:
         except FileNotFoundError:
             raise DamagedShard(f"{where}: is missing; the same `motet tokenize` writes it again") from None
         try:
-            commit = json.loads(self.store.read(f"commits/{entry.commit}")) if entry.commit else {}
+            commit = unseal(self.store.read(f"commits/{entry.commit}")) if entry.commit else {}
             sound = commit.get("quarantine", content_hash(data)) == content_hash(data)
         except FileNotFoundError:
             sound = True  # a dataset that was copied without its commits
-        except (ValueError, AttributeError):
+        except ValueError:
             sound = False
         if not sound:
             raise DamagedShard(f"{where}: is not what was written; `motet tokenize --retry-rejects` makes it again")

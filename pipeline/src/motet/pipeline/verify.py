@@ -9,7 +9,6 @@ Processes, not threads: numpy's counting holds the interpreter's lock (measured:
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ import xxhash
 from motet.pipeline import rejects
 from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import Manifest, ShardEntry
+from motet.pipeline.seal import unseal
 from motet.pipeline.shard import CURE, DamagedShard, Shard
 from motet.pipeline.totals import Sums, Totals
 from motet.tokenizers.contract import content_hash
@@ -197,13 +197,14 @@ def _commit(manifest: Manifest, entry: ShardEntry, totals: Totals | None) -> Ite
     """The commit says the same as the manifest, and what it says beyond is so."""
     where = entry.file or f"{entry.source}, partition {entry.partition}"
     try:
-        commit = json.loads(manifest.store.read(f"commits/{entry.commit}"))
+        commit = unseal(manifest.store.read(f"commits/{entry.commit}"))
         same = ShardEntry.from_json({**commit["entry"], "commit": entry.commit}) == entry
         told, quarantine = Totals.from_json(commit["totals"]), commit["quarantine"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         same = False
     if not same:
-        yield f"{where}: no commit says the same of it as the manifest"
+        cure = f"; delete commits/{entry.commit}, and the same `motet tokenize` writes it again" if entry.commit else ""
+        yield f"{where}: no commit says the same of it as the manifest{cure}"
         return
     if totals is not None and not totals.same(told):
         yield f"{where}: its lengths and its use of codebooks are not what its commit says"
