@@ -7,11 +7,14 @@ are known to be data are tried (no PostScript), and whatever a decoder objects t
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from motet.tokenizers.contract import BadSample, Waveform
 
@@ -19,6 +22,9 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JP
 SOUND_SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")  # and MP3
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000  # Hz
 BLOCK = 1 << 18  # frames decoded at a time: what is held besides the mono result
+PASSES = (
+    100  # over `max_pixels`: a progressive JPEG may ask for thousands, one a hundred bytes; cameras write about ten
+)
 
 
 def load_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
@@ -42,7 +48,8 @@ def load_reduced(
 
     Raises:
         BadSample: `empty-file`, `not-an-image`, `image-too-large` (more than `max_pixels`, told from the header, before
-            any pixel is decoded), `truncated-image` (the header is sound, the pixels are not all there).
+            any pixel is decoded; or a JPEG whose passes over all its pixels come to PASSES times that), `truncated-image`
+            (the header is sound, the pixels are not all there).
     """
     if not data:
         raise BadSample("empty-file")
@@ -56,6 +63,9 @@ def load_reduced(
             raise BadSample("not-an-image", _line(error)) from None
         if image.width * image.height > max_pixels:
             raise BadSample("image-too-large", f"{image.width} x {image.height} is over {max_pixels} pixels")
+        passes = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1
+        if passes * image.width * image.height > PASSES * max_pixels:
+            raise BadSample("image-too-large", f"{image.width} x {image.height} pixels in {passes} passes")
         try:
             filled = _reduce(image, side) if side else None
             image.load()
@@ -83,6 +93,10 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, promised = file.samplerate, file.frames
+            if endless:
+                file.seekable = lambda: (
+                    False
+                )  # else soundfile seeks after each block, which FLAC without a length cannot
             if cut_short:
                 raise BadSample("truncated-audio", "the file ends before its own structure does")
             if not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -204,10 +218,39 @@ def _wav_end(data: bytes) -> int:
 
 
 def _endless(data: bytes) -> bool:
-    """Whether this is a WAV written to a pipe: its header could not know the length and says 0 or the largest number."""
+    """Whether this WAV or FLAC was written to a pipe: its header could not know the length, says 0 or the largest number."""
+    if data.startswith(b"fLaC"):
+        return not int.from_bytes(data[21:26], "big") & ((1 << 36) - 1)
     place = data.find(b"data", 12, 4096) if data.startswith(b"RIFF") else -1
     return place > 0 and data[place + 4 : place + 8] in (b"\0\0\0\0", b"\xff\xff\xff\xff")
 
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+class _Once:
+    """A file of which no more than its own size is read, in all."""
+
+    def __init__(self, file: IO[bytes]):
+        at = file.tell()
+        self._file, self._left = file, file.seek(0, os.SEEK_END)
+        file.seek(at)
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise OSError("its directory's values lie one over another")
+        return self._file.read(size)
+
+
+def _load_once(directory: ImageFileDirectory_v2, file: IO[bytes]) -> None:
+    """Pillow copies every value of a directory (TIFF's, or EXIF's in any format), even if thousands of them are the same
+    megabyte of the file: one of 2 MB can ask for 60 GB of memory. Real values do not overlap.
+    """
+    _load_directory(directory, _Once(file))  # type: ignore[arg-type]
+
+
+_load_directory = ImageFileDirectory_v2.load
+ImageFileDirectory_v2.load = _load_once  # type: ignore[assignment,method-assign]
