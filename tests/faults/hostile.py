@@ -3,7 +3,8 @@
 
 pictures, recordings, texts of the bundled corpus --another format--> PNG JPEG WebP GIF, WAV FLAC OGG, JSONL, tar, Parquet
 --`fuzz`: bits, cuts, insertions, swaps, zeros, lies about lengths, two files in one--> corpora --`motet tokenize`-->
-exit code 0 or 3, no traceback; documents + rejects = inputs; a sound file beside each broken one is there
+exit code 0 or 3, no traceback; documents + rejects = inputs; every sound file, one beside each broken one, is there with
+the tokens that it has in a corpus of sound files alone
 
 python tests/faults/hostile.py --count 500
 """
@@ -21,12 +22,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 from PIL import Image
 
 from motet.pipeline.manifest import Manifest
+from motet.pipeline.shard import sample_id
 from motet.tokenizers.bpe import BPE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,11 +91,19 @@ def fuzz(data: bytes, other: bytes, chance: random.Random) -> bytes:
     return fuzz(bytes(broken), other, chance) if broken and chance.random() < 0.2 else bytes(broken)
 
 
-def make(folder: Path, count: int, chance: random.Random) -> tuple[list[dict], dict[str, int]]:
-    """The corpora: entries, and how many inputs each has; every second of the media is sound."""
+def half(part: bytes) -> str:
+    """The half of a sample id that tells its content: of a sample of this one part."""
+    return sample_id("", "", [part])[:8].hex()
+
+
+def make(
+    folder: Path, count: int, chance: random.Random
+) -> tuple[list[dict], dict[str, int], dict[str, Counter[str]], list[dict]]:
+    """The corpora: entries, how many inputs each has, which of them are sound; then entries of all sound files alone."""
     sound = files(chance)
+    neighbours: dict[str, Counter[str]] = {}
     everything = [data for some in sound.values() for data in some]
-    entries, inputs = [], {}
+    entries, inputs, alone = [], {}, []
     kinds = (("image", ("png", "jpg", "jpeg", "webp", "gif")), ("speech", ("wav", "flac", "ogg")))
     for modality, endings in kinds:
         pairs = []
@@ -121,6 +132,16 @@ def make(folder: Path, count: int, chance: random.Random) -> tuple[list[dict], d
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         entries.append({"name": f"{modality}-tar", "format": "webdataset", "path": f"{modality}.tar"})
+        for kind, part in zip(("folder", "parquet", "tar"), parts, strict=True):
+            first = len(parts[0]) * (kind == "parquet") + (len(parts[0]) + len(parts[1])) * (kind == "tar")
+            neighbours[f"{modality}-{kind}"] = Counter(
+                half(data) for i, (_, data) in enumerate(part) if (first + i) % 2 == 0
+            )
+        (folder / f"{modality}-alone").mkdir()
+        for ending in endings:
+            for i, data in enumerate(sound[ending]):
+                (folder / f"{modality}-alone" / f"{i}.{ending}").write_bytes(data)
+        alone.append({"name": modality, "format": "folder", "path": f"{modality}-alone", "modality": modality})
         inputs |= {f"{modality}-{k}": len(p) for k, p in zip(("folder", "parquet", "tar"), parts, strict=True)}
     texts = (CORPUS / "text/speeches.jsonl").read_bytes().splitlines()
     lines = []
@@ -130,7 +151,21 @@ def make(folder: Path, count: int, chance: random.Random) -> tuple[list[dict], d
     (folder / "lines.jsonl").write_bytes(b"\n".join(lines))
     entries.append({"name": "lines", "format": "text", "path": "lines.jsonl"})
     inputs["lines"] = sum(bool(line) and not line.isspace() for line in lines)
-    return entries, inputs
+    neighbours["lines"] = Counter(half(json.loads(line)["text"].encode()) for line in lines[::2])
+    (folder / "alone.jsonl").write_bytes(b"\n".join(lines[::2]))
+    alone.append({"name": "lines", "format": "text", "path": "alone.jsonl"})
+    return entries, inputs, neighbours, alone
+
+
+def tokens(dataset: Path) -> dict[str, dict[str, list[np.ndarray]]]:
+    """The ids of all documents by source and by content."""
+    manifest = Manifest.load(dataset)
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    for entry in manifest.shards:
+        for document in manifest.open_shard(entry).documents() if entry.rows else ():
+            ((_, span),) = document.spans
+            found.setdefault(entry.source, {}).setdefault(document.sample_id[:8].hex(), []).append(span.ids)
+    return found
 
 
 def containers(folder: Path, count: int, chance: random.Random) -> list[tuple[dict, int]]:
@@ -201,18 +236,24 @@ def main() -> None:
             folder / "melrvq",
             {"size": 32, "codebooks": 2},
         )
-        entries, inputs = make(folder, said.count, chance)
+        entries, inputs, neighbours, alone = make(folder, said.count, chance)
         code, told = tokenize(folder, entries, "out")
         assert code in (0, 3), (code, told)
         manifest, came = Manifest.load(folder / "out"), Counter[str]()
-        documents = Counter[str]()
         for entry in manifest.shards:
             came[entry.source] += entry.rows + sum(entry.rejects.values())
-            documents[entry.source] += entry.rows
         assert dict(came) == inputs, f"{dict(came)} came of {inputs}"
-        assert all(documents[source] >= inputs[source] // 2 for source in inputs), (
-            f"sound files are lost: {documents} of {inputs}"
-        )
+        code, told = tokenize(folder, alone, "alone")
+        assert code == 0, (code, told)
+        known = {content: ids[0] for by in tokens(folder / "alone").values() for content, ids in by.items()}
+        found = tokens(folder / "out")
+        for source, sound in neighbours.items():
+            for content, times in sound.items():
+                there = found[source].get(content, [])
+                assert len(there) >= times, f"{source}: of {times} sound files {content}, {len(there)} are there"
+                assert all(np.array_equal(ids, known[content]) for ids in there), (
+                    f"{source}: {content} has other tokens"
+                )
         print(
             f"{sum(inputs.values())} inputs, about half of them broken: {manifest.documents} documents, {sum(manifest.rejects().values())} rejects"
         )
