@@ -295,6 +295,13 @@ def test_a_flac_written_to_a_pipe_is_taken_whole():
     assert reason(media.load_speech, bytes(piped[: len(piped) // 2])) == "not-audio"
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_header_that_leads_out_of_the_file_is_refused_without_a_traceback():
+    """What soundfile cannot raise through libsndfile, Python prints: for each such file of a corpus."""
+    data = sound_as("AIFF").replace(b"SSND", b"\xff\xff\xff\x7f")
+    assert reason(media.load_speech, data) in ("not-audio", "empty-audio")
+
+
 def test_channels_are_averaged_and_what_is_too_loud_is_clipped():
     stereo = np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1)
     assert np.allclose(media.load_speech(sound_as("WAV", stereo, subtype="FLOAT")).samples, 0.125)

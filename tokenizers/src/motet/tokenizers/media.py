@@ -91,7 +91,7 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
         raise BadSample("not-audio", f"starts with {data[:4]!r}")
     cut_short, endless = _cut_short(data), _endless(data)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(_Sound(data)) as file:
             rate, promised = file.samplerate, file.frames
             if endless:
                 file.seekable = lambda: (
@@ -227,6 +227,16 @@ def _endless(data: bytes) -> bool:
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+class _Sound(io.BytesIO):
+    """Stays where it is when a broken header leads libsndfile to before the file's start: soundfile prints a traceback else."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
 
 
 class _Once:
