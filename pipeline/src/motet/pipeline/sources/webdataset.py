@@ -27,7 +27,7 @@ COLUMNS = {
     "txt": "text",
     "json": "text",
     **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"), "image"),
-    **dict.fromkeys(("wav", "flac", "ogg", "opus", "mp3"), "speech"),
+    **dict.fromkeys(("wav", "flac", "ogg", "opus", "mp3", "aiff"), "speech"),
 }
 
 
