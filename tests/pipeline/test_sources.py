@@ -3,7 +3,10 @@
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,11 @@ import pytest
 import soundfile
 import zstandard
 
+from motet.pipeline.files import Changed
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
+from motet.pipeline.plan import partitions
+from motet.pipeline.sources import read
 from motet.tokenizers.errors import UserError
 
 BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -246,8 +252,85 @@ def test_a_plan_of_text_cuts_where_lines_end_and_loses_none(corpus: Path, config
         (corpus / "many.jsonl").write_bytes(b"\n".join(rows) + end)
         for size in (1, 100, 1000, 10**6):
             config = configure(corpus=[{"name": "m", "format": "text", "path": "many.jsonl"}], partition_bytes=size)
-            from motet.pipeline.plan import partitions
-            from motet.pipeline.sources import read
-
             texts = [s.parts[0][1] for p in partitions(config, corpus) for s in read(p, lambda *told: None)]
             assert texts == [json.loads(row)["text"].encode() for row in rows], size
+
+
+def read_all(config, base: Path) -> tuple[list, list]:
+    """(partitions, everything that they give) of a configuration."""
+    plan = partitions(config, base)
+    return plan, [sample for partition in plan for sample in read(partition, lambda *told: None)]
+
+
+def test_row_groups_are_put_together_or_cut(corpus: Path, configure) -> None:
+    """Every row once and in order, whatever the row groups; small ones share a partition, large ones are cut."""
+    texts = [f"Text {i} " + "abc " * (i % 50) for i in range(400)]
+    for groups, size, least, most in ((7, 5000, 9, 15), (400, 5000, 3, 4), (1, 10**6, 1, 1), (150, 100, 9, 12)):
+        pq.write_table(pa.table({"text": texts}), corpus / "rows.parquet", row_group_size=groups, use_dictionary=False)
+        entry = {"name": "r", "format": "parquet", "path": "rows.parquet", "columns": {"text": "text"}}
+        plan, found = read_all(configure(corpus=[entry], partition_bytes=size), corpus)
+        assert [s.parts[0][1].decode() for s in found] == texts
+        assert [s.position for s in found] == [f"rows.parquet#{i}" for i in range(400)]
+        assert least <= len(plan) <= most, (groups, size, len(plan))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells a process's memory as Linux does")
+def test_a_large_row_group_is_read_a_little_at_a_time(tmp_path: Path) -> None:
+    """In a process of its own: 192 MB of text in one row group, in far less memory than that."""
+    random = np.random.default_rng(0)
+    texts = [random.bytes(8000).hex() for _ in range(12_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "big.parquet", use_dictionary=False)
+    script = f"""
+import re
+from pathlib import Path
+from motet.pipeline.config import TokenizeConfig
+from motet.pipeline.plan import partitions
+from motet.pipeline.sources import read
+entry = dict(name="a", format="parquet", path="big.parquet", columns=dict(text="text"))
+plan = partitions(TokenizeConfig(corpus=[entry], tokenizers=dict(text=dict())), Path({str(tmp_path)!r}))
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # ru_maxrss is the parent's
+before = peak()
+count = sum(1 for partition in plan for _ in read(partition, lambda *told: None))
+print(count, peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    count, kilobytes = map(int, done.stdout.split())
+    assert count == 12_000 and kilobytes < 120_000, kilobytes
+
+
+def test_segments_are_the_same_bytes_at_any_time_and_whole_paths_are_taken(corpus: Path, configure) -> None:
+    file = sorted((corpus / "sounds").glob("*.ogg"))[0]
+    rows = [{"audio_filepath": str(file), "offset": 0.1, "duration": 0.5}, {"audio_filepath": "/etc/hostname"}]
+    (corpus / "whole.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = configure(corpus=[{"name": "n", "format": "nemo", "path": "whole.json"}])
+    _, (one, outside) = read_all(config, corpus)
+    time.sleep(1.1)  # libsndfile writes the second into a WAV of floats
+    _, (again, _) = read_all(config, corpus)
+    assert one == again and one.parts[0][0] == "speech" and outside.reason == "outside-corpus"
+    samples, rate = soundfile.read(io.BytesIO(one.parts[0][1]), dtype="float32")
+    expected, _ = soundfile.read(file, dtype="float32")
+    assert np.array_equal(samples, expected[round(0.1 * rate) :][: len(samples)]) and len(samples) == round(0.5 * rate)
+
+
+def test_a_caption_that_stands_twice_is_read_once(corpus: Path, configure) -> None:
+    """As img2dataset writes it: .txt, and the same in the .json."""
+    picture = pictures(corpus)[0]["bytes"]
+    row = json.dumps({"caption": "a face", "lang": "en"}).encode()
+    tar(corpus / "twice.tar", [("0.jpg", picture), ("0.json", row), ("0.txt", b"a face"), ("1.json", row)])
+    entry = {"name": "w", "format": "webdataset", "path": "twice.tar", "column": "caption", "language": "lang"}
+    _, found = read_all(configure(corpus=[entry]), corpus)
+    assert [s.parts for s in found] == [(("text", b"a face"), ("image", picture)), (("text", b"a face"),)]
+    assert [s.language for s in found] == ["en", "en"]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.tar", "text.jsonl"])
+def test_a_file_that_changed_since_the_plan_stops_the_partition(name: str, corpus: Path, configure) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"]}), corpus / "a.parquet")
+    tar(corpus / "a.tar", [("0.txt", b"a" * 9000)])
+    kind = {"parquet": "parquet", "tar": "webdataset", "jsonl": "text"}[name.rsplit(".", 1)[1]]
+    columns = {"columns": {"text": "text"}} if kind == "parquet" else {}
+    config = configure(corpus=[{"name": "c", "format": kind, "path": name, **columns}])
+    plan = partitions(config, corpus)
+    (corpus / name).write_bytes((corpus / name).read_bytes()[:-600])
+    with pytest.raises(Changed, match="it was changed; run the command again"):
+        [sample for partition in plan for sample in read(partition, lambda *told: None)]

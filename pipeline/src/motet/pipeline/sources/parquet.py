@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 BATCH = 1 << 20
 """Bytes of rows that are decoded at a time, more or less."""
-PIECES = 16
+BUFFER = 1 << 20
+"""Bytes of a column that are read at a time from a local file: else pyarrow reads all that a row group has at once."""
+PIECES = 4
 """Into how many a row group is cut at most: each of them reads it from its start."""
 MOST_ROWS = 1 << 26
 """Of a row group; a damaged file may promise any number."""
@@ -114,7 +116,8 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
     number, digest = begin, Digest()
     with files.opened(path, partition.versions[0][1]) as file:
         try:
-            parquet = pq.ParquetFile(file)
+            buffer = files.REMOTE_BLOCK if files.is_remote(path) else BUFFER
+            parquet = pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False)
             ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)))
         except (pa.ArrowException, OSError, ValueError) as error:
             _of_the_file(error)
