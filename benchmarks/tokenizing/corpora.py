@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUNDLED = ROOT / "examples/corpus"
-MEGABYTES = {"bare": 12, "small": 100, "large": 300}  # of text
+MEGABYTES = {"bare": 12, "few": 20, "some": 80, "small": 40, "large": 240}  # of text
 LINE = 64  # bytes of one line of the resume corpus: each is a partition
 
 
@@ -54,7 +54,7 @@ def tokenizers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def text(folder: Path, corpus: Path | None, size: str) -> tuple[Path, float]:
-    """A JSONL file of `small`, `large` or `bare` size, and how many MB of text it holds."""
+    """A JSONL file of one of the sizes, and how many MB of text it holds."""
     file, note = folder / f"text-{size}.jsonl", folder / f"text-{size}.megabytes"
     if not note.exists():
         wanted, total = MEGABYTES[size] * 1e6, 0
@@ -119,10 +119,10 @@ def jpegs(folder: Path) -> Path:
     return made
 
 
-def some(folder: Path, media: Path, count: int) -> Path:
-    """A folder of `count` media files: those of `media`, again and again under other names, without captions."""
-    files = sorted(file for file in media.iterdir() if file.suffix in (".webp", ".jpg", ".ogg"))
-    made = folder / f"{media.name}-{count}"
+def some(folder: Path, media: Path, first: int, count: int) -> Path:
+    """A folder of `count` media files: the `first` ones of `media`, again and again under other names, without captions."""
+    files = sorted(file for file in media.iterdir() if file.suffix in (".webp", ".jpg", ".ogg"))[:first]
+    made = folder / f"{media.name}-{first}-{count}"
     if not made.exists():
         made.mkdir()
         for i in range(count):
@@ -133,7 +133,7 @@ def some(folder: Path, media: Path, count: int) -> Path:
 
 def much_media(folder: Path, gigabytes: float) -> tuple[list[dict[str, Any]], float]:
     """Entries of so many GB of JPEGs, and as many sounds: one folder of each, under many names."""
-    pictures, sounds = some(folder, jpegs(folder), 1280), some(folder, prompts(folder), 1280)
+    pictures, sounds = some(folder, jpegs(folder), 128, 1280), some(folder, prompts(folder), 512, 1280)
     size = sum(file.stat().st_size for made in (pictures, sounds) for file in made.iterdir()) / 1e9
     count = max(1, round(gigabytes / size))
     entries = []

@@ -9,7 +9,7 @@
 The second size is a new output each time, so nothing is resumed. CPU-seconds are user + system of the process and all that
 descends from it, daemons too (measure.py says how). A ratio is made of medians; the range beside it is of the repeats.
 
-    python benchmarks/tokenizing/table.py                          the table, some ten minutes on two cores
+    python benchmarks/tokenizing/table.py                          the table, a quarter of an hour on two cores
     python benchmarks/tokenizing/table.py text engines             only these: text pictures speech engines peers resume memory
     python benchmarks/tokenizing/table.py memory --gigabytes 20    a corpus of 20 GB goes through, every process is watched
     python benchmarks/tokenizing/table.py resume --partitions 100000
@@ -103,9 +103,9 @@ class Slope:
         return cls(cpu, wall, small.cpu - cpu * small_amount, small.wall - wall * small_amount)
 
 
-def sloped(command: Callable[[str], tuple[list[str], float]]) -> Slope:
-    """Both sizes through one engine; `command("small")` gives the command and how much it goes through."""
-    (small, amount), (large, more) = command("small"), command("large")
+def sloped(command: Callable[[str], tuple[list[str], float]], sizes: tuple[str, str] = ("small", "large")) -> Slope:
+    """Two sizes through one engine; `command(size)` gives the command and how much it goes through."""
+    (small, amount), (large, more) = map(command, sizes)
     return Slope.between(run(small), run(large), amount, more)
 
 
@@ -145,9 +145,9 @@ def pictures(bench: Bench) -> None:
     settings = bench.tokenizers()["vqgan"]
     emoji, jpegs = corpora.emoji(bench.folder), corpora.jpegs(bench.folder)
     for name, folder, size, counts in (
-        ("64-pixel WebP at 64", emoji, 64, (1024, 7168)),
-        ("512-pixel JPEG at 64", jpegs, 64, (256, 1280)),
-        ("512-pixel JPEG at 256", jpegs, 256, (128, 384)),
+        ("64-pixel WebP at 64", emoji, 64, (512, 3072)),
+        ("512-pixel JPEG at 64", jpegs, 64, (128, 768)),
+        ("512-pixel JPEG at 256", jpegs, 256, (64, 192)),
     ):
         media(bench, f"pictures ({name})", "image", folder, {**settings, "size": size}, counts)
 
@@ -155,7 +155,7 @@ def pictures(bench: Bench) -> None:
 def speech(bench: Bench) -> None:
     """EnCodec's own network with random weights, which cost what the real ones do, and the mel-RVQ."""
     prompts = corpora.prompts(bench.folder)
-    for name, counts in (("encodec", (128, 384)), ("melrvq", (1024, 4096))):
+    for name, counts in (("encodec", (32, 128)), ("melrvq", (512, 2560))):
         media(bench, f"speech ({name})", "speech", prompts, bench.tokenizers()[name], counts)
 
 
@@ -169,14 +169,16 @@ def media(
         entry = {
             "name": "media",
             "format": "folder",
-            "path": str(corpora.some(bench.folder, folder, count)),
+            "path": str(corpora.some(bench.folder, folder, counts[0], count)),
             "modality": modality,
         }
         return [*bench.job(f"{modality}-{size}", [entry], {modality: settings}), "--workers", "1"], count
 
     bare, slopes = [], []
     for _ in range(bench.repeats):
-        bare.append(bench.bare(modality, json.dumps(settings), corpora.some(bench.folder, folder, counts[0])))
+        bare.append(
+            bench.bare(modality, json.dumps(settings), corpora.some(bench.folder, folder, counts[0], counts[0]))
+        )
         slopes.append(sloped(command))
     encode = max(
         (way for way in bare[0] if way != "decode"), key=lambda way: statistics.median(each[way] for each in bare)
@@ -242,7 +244,7 @@ def peers_beside(bench: Bench) -> None:
     for _ in range(bench.repeats):
         found["motet"].append(sloped(ours))
         for peer in peers.PEERS:
-            found[peer].append(sloped(partial(theirs, peer)))
+            found[peer].append(sloped(partial(theirs, peer), ("few", "some")))
     for name, slopes in found.items():
         bench.add(
             f"text, 2 workers: {name}",
@@ -320,7 +322,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="a folder with text/*.jsonl, for more text than is bundled")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gigabytes", type=float, default=20.0, help="of the memory part")
-    parser.add_argument("--partitions", type=int, default=10_000, help="of the resume part")
+    parser.add_argument("--partitions", type=int, default=2_000, help="of the resume part")
     parser.add_argument("--keep", type=Path, help="folder for corpora and environments, kept for the next time")
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
