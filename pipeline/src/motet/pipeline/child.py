@@ -5,6 +5,7 @@ Order --> `Output.do`: "next is sample 17" ... "next are 128 samples" ... --> Do
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -84,7 +85,9 @@ def serve(settings: dict[str, dict[str, Any]], output: Output, pipe: Connection,
         except EOFError:
             return
         try:
-            tokenizers = tokenizers or {m: build(s, Path("/"), m) for m, s in settings.items()}
+            if tokenizers is None:
+                tokenizers = {m: build(s, Path("/"), m) for m, s in settings.items()}
+                gc.freeze()  # or every collection goes through all that torch and the vocabulary are made of
             for modality, spec in order.task.header.tokenizers.items():
                 if tokenizers[modality].spec != spec:
                     raise BrokenTokenizer(

@@ -180,8 +180,10 @@ def _checked(tokenizer: Tokenizer, samples: list[Any], where: str) -> list[Token
                 wrong = f"latents that are not [{len(tokens)}, {spec.latent_dim}] for a grid of {tokens.shape}"
         elif tokens.ids is None or tokens.ids.shape != (len(tokens),) or len(tokens) % len(sizes):
             wrong = f"ids that are not [{len(tokens)}] for a grid of {tokens.shape}, {len(sizes)} codebooks"
-        elif len(tokens) and ((ids := tokens.ids.reshape(-1, len(sizes))).min() < 0 or (ids >= sizes).any()):
-            wrong = f"ids up to {ids.max()} (the smallest is {ids.min()}); its codebooks have {sizes.tolist()}"
+    if spec.kind == "discrete" and not wrong and encoded:
+        ids_NK = np.concatenate([tokens.ids for tokens in encoded]).reshape(-1, len(sizes))
+        if len(ids_NK) and (ids_NK.min() < 0 or (ids_NK.max(axis=0) >= sizes).any()):
+            wrong = f"ids up to {ids_NK.max()} (the smallest is {ids_NK.min()}); its codebooks have {sizes.tolist()}"
     if wrong:
         raise BrokenTokenizer(f"{where}: {spec.name}.encode gave {wrong}; `motet tokenizer check` tells more")
     return encoded
