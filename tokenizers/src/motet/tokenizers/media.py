@@ -22,9 +22,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JP
 SOUND_SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")  # and MP3
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000  # Hz
 BLOCK = 1 << 18  # frames decoded at a time: what is held besides the mono result
-PASSES = (
-    100  # over `max_pixels`: a progressive JPEG may ask for thousands, one a hundred bytes; cameras write about ten
-)
+PASSES = 100
+"""Times `max_pixels` that a progressive JPEG may go over: it may ask for thousands of passes, cameras write about ten."""
 
 
 def load_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
@@ -93,10 +92,8 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
     try:
         with soundfile.SoundFile(_Sound(data)) as file:
             rate, promised = file.samplerate, file.frames
-            if endless:
-                file.seekable = lambda: (
-                    False
-                )  # else soundfile seeks after each block, which FLAC without a length cannot
+            if endless:  # FLAC without a length cannot seek, and soundfile would after each block
+                file.seekable = lambda: False
             if cut_short:
                 raise BadSample("truncated-audio", "the file ends before its own structure does")
             if not LOWEST_RATE <= rate <= HIGHEST_RATE:
