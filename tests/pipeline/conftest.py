@@ -1,7 +1,12 @@
 """Real tokenizers and small slices of the bundled corpus: what the pipeline's tests work on."""
 
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,3 +167,30 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"motet-{uuid.uuid4().hex[:8]}"
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture
+def killed_again() -> Callable[..., int]:
+    """A function that starts a command and kills it, `times` over; how often it got there.
+
+    `progress()` counts what is to be seen of the work. Each kill comes a little after it grew, up to `after` seconds, so
+    that the moments lie between start and end on any machine.
+    """
+
+    def run(command: list[str], times: int, progress: Callable[[], int], after: float, seed: int) -> int:
+        chance, killed = random.Random(seed), 0
+        for _ in range(times):
+            before = progress()
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+            while process.poll() is None and progress() <= before:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, after))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                killed += 1
+            process.communicate()
+            if process.returncode == 0:
+                break
+        return killed
+
+    return run

@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,7 +50,7 @@ def test_nothing_of_this_machine_is_in_the_manifest(undisturbed, corpus: Path) -
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
-    undisturbed, corpus: Path, configure, tmp_path: Path
+    undisturbed, corpus: Path, configure, killed_again, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "killed", tmp_path / "tokenize.yaml"
     settings = yaml.safe_load(dump_config(configure()))
@@ -61,21 +58,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     command = [sys.executable, "-m", "motet.orchestration", "tokenize", str(config), "--out", str(out), "--json"]
     for i, entry in enumerate(settings["corpus"]):
         command += ["--set", f"corpus.{i}.path={corpus / entry['path']}"]
-    chance = random.Random(1)
-    killed = 0
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-        # Kill it a little after each new trace of work, so that the moments lie between start and end on any machine.
-        before = traces(out)
-        while process.poll() is None and traces(out) <= before:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.15))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.communicate()
-        if process.returncode == 0:
-            break
+    killed = killed_again(command, 3, lambda: traces(out), after=0.15, seed=1)
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     assert killed >= 2
     assert json.loads(done.stdout)["documents"] == 49

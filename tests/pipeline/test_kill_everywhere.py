@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from motet.pipeline import job
+from motet.pipeline.child import describe
 from motet.pipeline.engines import local
 from motet.pipeline.gc import collect
 from motet.pipeline.job import tokenize_corpus
@@ -48,7 +49,7 @@ def run_until(call: int, out: Path, work) -> bool:
 
 def test_a_kill_at_any_file_system_call_is_made_good(corpus: Path, configure, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(local, "run", in_this_process)
-    monkeypatch.setattr(job, "prepare", lambda modules: list(modules))
+    monkeypatch.setattr(job, "described", lambda settings, base: describe(settings, base, {}))
     config = configure(
         corpus=[{"name": "text", "format": "text", "path": "text.jsonl"}],
         tokenizers={"text": configure().tokenizers["text"]},

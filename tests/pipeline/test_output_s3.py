@@ -1,9 +1,6 @@
 """A dataset on an object store: the bytes of a folder, one winner for every commit, whole files or none."""
 
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -69,7 +66,9 @@ def test_two_drivers_at_once_do_no_harm(s3: str, corpus: Path, configure, tmp_pa
 
 
 @pytest.mark.timeout(240)
-def test_killed_while_it_uploads_it_ends_with_the_same_bytes(s3: str, corpus: Path, configure, tmp_path: Path) -> None:
+def test_killed_while_it_uploads_it_ends_with_the_same_bytes(
+    s3: str, corpus: Path, configure, killed_again, tmp_path: Path
+) -> None:
     tokenize_corpus(configure(), corpus, tmp_path / "out")
     settings = yaml.safe_load(dump_config(configure()))
     for entry in settings["corpus"]:
@@ -77,17 +76,8 @@ def test_killed_while_it_uploads_it_ends_with_the_same_bytes(s3: str, corpus: Pa
     (tmp_path / "tokenize.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "motet.orchestration", "tokenize", str(tmp_path / "tokenize.yaml")]
     command += ["--out", f"{s3}/tokens", "--workers", "2", "--json"]
-    chance, store, killed = random.Random(2), store_of(f"{s3}/tokens"), 0
-    for _ in range(2):
-        before = len(store.list("commits"))
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-        while process.poll() is None and len(store.list("commits")) == before:
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.05))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.communicate()
+    store = store_of(f"{s3}/tokens")
+    killed = killed_again(command, 2, lambda: len(store.list("commits")), after=0.05, seed=2)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["documents"] == 49 and killed
     assert contents(f"{s3}/tokens") == contents(tmp_path / "out")

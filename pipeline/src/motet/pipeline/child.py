@@ -19,8 +19,8 @@ from typing import Any
 from motet.pipeline.commit import Output
 from motet.pipeline.task import Task
 from motet.pipeline.tokenize import BrokenTokenizer, Guard
-from motet.tokenizers.contract import BadSample
-from motet.tokenizers.registry import build
+from motet.tokenizers.contract import BadSample, TokenizerSpec
+from motet.tokenizers.registry import absolute, build
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,15 @@ class Told(Guard):
     def at(self, sample: int | None, samples: int) -> None:
         """See Guard."""
         self._pipe.send(Next(sample, samples))
+
+
+def describe(
+    settings: dict[str, dict[str, Any]], base: Path, environment: dict[str, str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, TokenizerSpec]]:
+    """(complete settings with absolute paths, specs) of each modality's tokenizer; UserError if one cannot be built."""
+    os.environ.update(environment)
+    complete = {m: absolute(s, base, m) for m, s in settings.items()}
+    return complete, {m: build(s, base, m).spec for m, s in sorted(complete.items())}
 
 
 def serve(settings: dict[str, dict[str, Any]], output: Output, pipe: Connection, environment: dict[str, str]) -> None:

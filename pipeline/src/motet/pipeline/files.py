@@ -1,6 +1,6 @@
 """Where input bytes lie: local paths by plain system calls; s3://, gs://, hf://, https:// and the like through fsspec.
 
-    path or URI --`expand` | `walk` | `stat`--> names, sizes, versions --`read` | `blocks` | `opened`--> bytes, as many as promised
+    path or URI --`walk` | `entries` | `stat`--> names, sizes, versions --`read` | `blocks` | `opened`--> bytes, as many as promised
 
 Every answer of a remote store is held against the length that it should have. What may pass (5xx, time-outs, resets, short
 answers) is tried again, ever more slowly; if it does not pass, `Unreachable` fails the partition, never a sample, because
@@ -10,14 +10,12 @@ end points come from the cloud libraries' own environment variables and files, s
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -127,61 +125,14 @@ def listing(root: str) -> Callable[[str], Info | None]:
     def look(name: str) -> Info | None:
         folder, _, last = posixpath.normpath(name).rpartition("/")
         if folder not in folders:
-            entries = _entries(join(root, folder).rstrip("/"))
-            folders[folder] = {found: _info(info) for found, info in entries.items() if info["type"] == "file"}
+            there = entries(join(root, folder).rstrip("/"))
+            folders[folder] = {found: _info(info) for found, info in there.items() if info["type"] == "file"}
         return folders[folder].get(last)
 
     return look
 
 
-def fixed_part(path: str) -> str:
-    """The folder that all files of a pattern lie in; of a plain path, the folder of the file."""
-    parts = path.split("/")
-    patterned = [i for i, part in enumerate(parts) if re.search(r"[*?\[{]", part)]
-    return "/".join(parts[: patterned[0]] if patterned else parts[:-1]) or "/"
-
-
-def expand(path: str) -> list[str]:
-    """The files that a pattern means: braces ({000..127}, {a,b}) in their order, then *, ?, [] and ** sorted."""
-    if not is_remote(path) and os.path.exists(path):
-        return [path]
-    found: list[str] = []
-    for one in _braces(path):
-        if not re.search(r"[*?\[]", one) or re.match(r"https?://", one):
-            found.append(one)
-        elif is_remote(one):
-            found += sorted(_matching(one))
-        else:
-            found += sorted(glob.glob(one, recursive=True))
-    return found
-
-
-def _matching(pattern: str) -> list[str]:
-    """The remote files of a pattern. fsspec's own `glob` leaves out, without a word, the folders that did not answer."""
-    fixed = fixed_part(pattern)
-    parts = pattern[len(fixed) + 1 :].split("/")
-    folders = [fixed]
-    for i, part in enumerate(parts):
-        if part == "**":
-            rest = parts[i + 1 :]
-            return [
-                join(folder, name)
-                for folder in folders
-                for name in walk(folder)
-                if len(name.split("/")) >= len(rest)
-                and all(map(fnmatchcase, name.split("/")[len(name.split("/")) - len(rest) :], rest))
-            ]
-        wanted = "file" if i == len(parts) - 1 else "directory"
-        folders = [
-            join(folder, name)
-            for folder in folders
-            for name, info in _entries(folder).items()
-            if info["type"] == wanted and fnmatchcase(name, part) and (name[0] != "." or part[0] == ".")
-        ]
-    return folders
-
-
-def _entries(folder: str) -> dict[str, dict[str, Any]]:
+def entries(folder: str) -> dict[str, dict[str, Any]]:
     """What lies right in a remote folder, by name; nothing if there is no such folder."""
     try:
         found = _ask(folder, lambda fs, place: fs.ls(place, detail=True))
@@ -189,42 +140,6 @@ def _entries(folder: str) -> dict[str, dict[str, Any]]:
         return {}
     names = {info["name"].rstrip("/").rsplit("/", 1)[-1]: info for info in found}
     return {name: names[name] for name in sorted(names) if name}
-
-
-def listed(path: str) -> tuple[str, dict[str, Info]]:
-    """(folder, {name below it: size and version}) of the files that a path or pattern means; FileNotFoundError names
-    the first that is not there.
-    """
-    found = expand(path)
-    root = path.rpartition("/")[0] or "/" if found == [path] else fixed_part(path)
-    look = listing(root) if len(found) > 1 else lambda name: stat(join(root, name))
-    infos: dict[str, Info] = {}
-    for one in found:
-        name = one[len(root.rstrip("/")) + 1 :]
-        info = look(name)
-        if info is None:
-            raise FileNotFoundError(one)
-        infos[name] = info
-    return root, infos
-
-
-def _braces(path: str) -> list[str]:
-    match = re.search(r"\{([^{}]*)\}", path)
-    if not match:
-        return [path]
-    inner = match[1]
-    if run := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        width = max(len(part) for part in run.groups() if part.startswith("0")) if re.search(r"\b0\d", inner) else 0
-        first, last = int(run[1]), int(run[2])
-        if abs(last - first) >= 10_000_000:
-            raise ValueError(f"{{{inner}}} means more than ten million files")
-        step = 1 if last >= first else -1
-        options = [f"{i:0{width}d}" for i in range(first, last + step, step)]
-    elif "," in inner:
-        options = inner.split(",")
-    else:  # no braces of a pattern: they are a part of the name
-        return [path[: match.end()] + rest for rest in _braces(path[match.end() :])]
-    return [path[: match.start()] + option + rest for option in options for rest in _braces(path[match.end() :])]
 
 
 def read(path: str, begin: int = 0, end: int | None = None) -> bytes:

@@ -23,10 +23,9 @@ from motet.pipeline.shard import FORMAT_VERSION, ShardHeader
 from motet.pipeline.store import Folder, Store, store_of
 from motet.pipeline.task import Task
 from motet.pipeline.totals import Sums
-from motet.pipeline.work import Work, prepare
+from motet.pipeline.work import Work, described
 from motet.tokenizers.configuration import UserError, dump_config
 from motet.tokenizers.contract import TokenizerSpec, content_hash
-from motet.tokenizers.registry import absolute, build, find
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,7 @@ def tokenize_corpus(
     run = engine_of(engine)
     store = store_of(out)
     plan = partitions(config, base)
-    settings = {m: absolute(s, base, m) for m, s in config.tokenizers.items()}
-    prepare(find(s["use"]).__module__ for s in settings.values())
-    specs = {m: build(s, base, m).spec for m, s in sorted(settings.items())}
+    settings, specs = described(config.tokenizers, base)
     complete = config.model_copy(
         update={
             "corpus": tuple(sources.absolute(entry, base) for entry in config.corpus),

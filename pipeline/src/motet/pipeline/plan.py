@@ -15,6 +15,7 @@ from pathlib import Path
 
 from motet.pipeline import files, sources
 from motet.pipeline.config import Entry, TokenizeConfig
+from motet.pipeline.patterns import expand
 from motet.pipeline.sources.sample import Piece
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import content_hash
@@ -58,7 +59,7 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
             path = entry.path
             if not files.is_remote(path) and os.path.exists(path) and not os.access(path, os.R_OK):
                 raise UserError(f"{where}: path: {path} cannot be read; check its permissions")
-            if not files.is_remote(path) and not os.path.exists(path) and files.expand(path) == [path]:
+            if not files.is_remote(path) and not os.path.exists(path) and expand(path) == [path]:
                 raise FileNotFoundError(path)
             for modality in sources.needed(entry, where):
                 if modality not in config.tokenizers:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from motet.tokenizers.durable import sync
 from motet.tokenizers.errors import UserError
 
 TEMPORARY = ".tmp"
@@ -117,7 +118,7 @@ class Folder(Store):
         """See Store."""
         with self._written(data) as temporary:
             os.replace(temporary, self._place(name))
-        _sync((self.path / name).parent)
+        sync((self.path / name).parent)
 
     def create(self, name: str, data: bytes) -> bool:
         """See Store. Where a file system has no hard links, the last of two writers wins."""
@@ -128,7 +129,7 @@ class Folder(Store):
                 return False
             except OSError:
                 os.replace(temporary, self.path / name)
-        _sync((self.path / name).parent)
+        sync((self.path / name).parent)
         return True
 
     @contextmanager
@@ -143,7 +144,7 @@ class Folder(Store):
     def put(self, path: Path, name: str) -> None:
         """See Store."""
         os.replace(path, self._place(name))
-        _sync((self.path / name).parent)
+        sync((self.path / name).parent)
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -297,12 +298,3 @@ def _seconds(info: dict[str, Any]) -> float:
         if (told := info.get(key)) is not None:
             return float(told if isinstance(told, int | float) else told.timestamp())
     return 0.0
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

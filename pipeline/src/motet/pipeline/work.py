@@ -4,7 +4,7 @@
     the child dies, or says nothing for too long --> killed, another one goes on --> twice at one sample: that is a reject
 
 Decoders are C code over hostile bytes: one that crashes, is killed for its memory or never ends costs its sample, not the
-job. The process that owns a worker loads no tokenizer. Children are forked from a server that has imported what they need,
+job. The process that owns a worker loads no tokenizer, nor does the one that plans. Children are forked from a server that has imported what they need,
 so that another one is there in a fraction of a second.
 """
 
@@ -14,15 +14,21 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from motet.pipeline.child import Death, Done, Failed, Next, Order, serve
+from motet.pipeline.child import Death, Done, Failed, Next, Order, describe, serve
 from motet.pipeline.commit import Output
 from motet.pipeline.task import Task
-from motet.tokenizers.contract import BadSample
+from motet.tokenizers.contract import BadSample, TokenizerSpec
+from motet.tokenizers.errors import UserError
+from motet.tokenizers.registry import modules
 
 CONTEXT = multiprocessing.get_context("forkserver")
 MOST_DEATHS = 8
@@ -116,7 +122,7 @@ class Worker:
     def _attempt(self, order: Order) -> Done | Failed | Death:
         self._begin()
         assert self._pipe is not None
-        told = nothing = Next(None, 0)
+        told = Next(None, 0)
         try:
             self._pipe.send(order)
             while True:
@@ -131,17 +137,31 @@ class Worker:
             self._process.join()
             code = self._process.exitcode
             how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-            if told is nothing and code == 1:
-                how += ' before it began; a script that calls motet does so below `if __name__ == "__main__":`'
             return Death(told.sample, "decoder-crashed", f"the process ended by {how}")
 
 
 KEPT = "committed partitions are kept, the same command goes on with the rest"
 
 
-def prepare(modules: Iterable[str]) -> None:
-    """Let the server that children are forked from import these modules, beside what this process does."""
-    from multiprocessing import forkserver
+def described(
+    settings: dict[str, dict[str, Any]], base: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, TokenizerSpec]]:
+    """(complete settings with absolute paths, specs) of each modality's tokenizer, built in a process of its own.
 
+    UserError if one of them cannot be built, or ends the process.
+    """
+    prepare(modules(str(s.get("use")) for s in settings.values()))
+    with ProcessPoolExecutor(1, CONTEXT, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            return pool.submit(describe, settings, base, dict(os.environ)).result()
+        except BrokenProcessPool:
+            raise UserError(
+                "tokenizers: building them ends the process"
+                ' (a script that calls motet does so below `if __name__ == "__main__":`)'
+            ) from None
+
+
+def prepare(modules: Iterable[str]) -> None:
+    """Let the server that processes are forked from import these modules, beside what this process does."""
     CONTEXT.set_forkserver_preload(["motet.pipeline.child", *modules])
     forkserver.ensure_running()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -71,6 +71,12 @@ def find(use: str) -> type[Tokenizer]:
         return _load(targets.pop())
     except UnavailableError as error:
         raise UserError(f"tokenizer '{use}' is unavailable: {error}") from error
+
+
+def modules(uses: Iterable[str]) -> list[str]:
+    """The modules of those tokenizers that are on offer, none of them imported."""
+    targets = {offer.name: offer.target for offer in _offers()}
+    return sorted({targets.get(use, use).partition(":")[0] for use in uses if ":" in targets.get(use, use)})
 
 
 def build(settings: Mapping[str, Any], base: Path, modality: str | None = None) -> Tokenizer:

@@ -70,7 +70,7 @@ class VAE(pictures.PictureTokenizer):
         tokens = []
         to_device(self.model, self.settings.device)
         with running(self.settings.threads):
-            for part in pictures.batches(samples, self.settings.batch):
+            for part in self.batches(samples):
                 mean_BCHW = self.model.encode(pictures.to_tensor(part, self.settings.device)).latent_dist.mean
                 latents = self.patchify((mean_BCHW - self.shift) * self.scale).to(torch.float16).cpu().numpy()
                 tokens += [Tokens(one.shape[:2], latents=one.reshape(-1, self.spec.latent_dim)) for one in latents]

@@ -57,7 +57,7 @@ class VQGAN(pictures.PictureTokenizer):
         tokens = []
         to_device(self.model, self.settings.device)
         with running(self.settings.threads):
-            for part in pictures.batches(samples, self.settings.batch):
+            for part in self.batches(samples):
                 latents_BCHW = self.model.encode(pictures.to_tensor(part, self.settings.device)).latents
                 for latents_1CHW in latents_BCHW.split(1):  # one by one: the matrix product never sees the neighbours
                     ids = self._nearest(latents_1CHW).to(torch.int32).cpu().numpy()

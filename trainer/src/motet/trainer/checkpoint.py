@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from motet.tokenizers.configuration import UserError, validate
 from motet.tokenizers.contract import content_hash
+from motet.tokenizers.durable import sync
 
 from .config import TrainConfig
 from .model.mot import MoT
@@ -87,9 +87,9 @@ def save(out: Path, state: State, model: Mapping[str, Tensor], optimizer: Mappin
     text = json.dumps({**data, "hash": content_hash(data)}, indent=1)
     (partial / STATE).write_text(text, encoding="utf-8")
     for name in (MODEL, OPTIMIZER, STATE, "."):
-        _sync(partial / name)
+        sync(partial / name)
     partial.rename(final)
-    _sync(folder)
+    sync(folder)
     for old in _complete(out)[:-keep]:
         _drop(old)
     return final
@@ -176,12 +176,3 @@ def _hash(path: Path) -> str:
         while chunk := file.read(1 << 22):
             state.update(chunk)
     return state.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """To the disk: a file's bytes, or a folder's names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.pipeline import files
 from motet.pipeline.config import Entry, TokenizeConfig
+from motet.pipeline.patterns import fixed_part
 from motet.pipeline.rejects import Reject
 from motet.pipeline.sources.sample import Note, Piece, RawSample
 
@@ -64,7 +65,7 @@ def searched(entry: Entry) -> Path | None:
         return None
     if Path(entry.path).is_dir():
         return Path(entry.path)
-    return Path(files.fixed_part(entry.path)) if "**" in entry.path else None
+    return Path(fixed_part(entry.path)) if "**" in entry.path else None
 
 
 def _format(entry: Entry) -> Any:

@@ -18,6 +18,7 @@ import zstandard
 
 from motet.pipeline import files
 from motet.pipeline.config import Entry, TokenizeConfig
+from motet.pipeline.patterns import listed
 from motet.pipeline.rejects import Reject
 from motet.pipeline.sources.media import inside
 from motet.pipeline.sources.sample import MAX_FILE, Digest, Note, Piece, RawSample, Version, language_of, reject
@@ -143,17 +144,17 @@ def found(entry: Entry, where: str) -> tuple[str, list[tuple[str, Version]]]:
         raise UserError(f"{where}: path: {entry.path} is a folder; format '{entry.format}' needs a JSONL file")
     if entry.root and not files.is_folder(entry.root):
         raise UserError(f"{where}: root: {entry.root} is no folder")
-    folder, infos = files.listed(entry.path)
+    folder, infos = listed(entry.path)
     root = entry.root or folder
-    listed = []
+    own = []
     for name, info in infos.items():
         path = files.join(folder, name)
         if path.endswith(COMPRESSED):
             raise UserError(f"{where}: path: {path} is compressed, and its rows name files; decompress it first")
         if path.startswith(f"{root}/"):
             name = path[len(root) + 1 :]
-        listed.append((path, (files.printable(name), info.size, info.version)))
-    return root, listed
+        own.append((path, (files.printable(name), info.size, info.version)))
+    return root, own
 
 
 def rows(

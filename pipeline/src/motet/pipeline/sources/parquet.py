@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from motet.pipeline import files
 from motet.pipeline.config import Entry, TokenizeConfig
+from motet.pipeline.patterns import listed
 from motet.pipeline.rejects import Reject
 from motet.pipeline.sources.media import Media
 from motet.pipeline.sources.sample import MAX_FILE, Digest, Note, Piece, RawSample, language_of, reject, string
@@ -53,7 +54,7 @@ def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
     """See sources. Of a row group only the wanted columns are read, a batch at a time."""
     if files.is_folder(entry.path):
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.parquet")
-    folder, infos = files.listed(entry.path)
+    folder, infos = listed(entry.path)
     root = entry.root or folder
     wanted = [*(entry.columns or ()), *([entry.language] if entry.language else ())]
     for name, info in infos.items():
@@ -230,7 +231,7 @@ def _bytes(value: Any, where: str, media: Media) -> bytes:
 def _proposal(entry: Entry) -> str:
     """What the columns are, and a guess that can be pasted."""
     try:
-        folder, infos = files.listed(entry.path)
+        folder, infos = listed(entry.path)
         name, info = next(iter(infos.items()))
         with files.opened(files.join(folder, name), info.size) as file:
             schema = pq.ParquetFile(file).schema_arrow

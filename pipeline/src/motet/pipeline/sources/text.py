@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.pipeline import files
 from motet.pipeline.config import Entry, TokenizeConfig
+from motet.pipeline.patterns import listed
 from motet.pipeline.rejects import Reject
 from motet.pipeline.sources import jsonl
 from motet.pipeline.sources.media import Media
@@ -44,7 +45,7 @@ def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
         root = entry.path
         infos = {name: info for name, info in files.walk(root).items() if name.endswith(WHOLE + LINES)}
     else:
-        root, infos = files.listed(entry.path)
+        root, infos = listed(entry.path)
     versions = [(name, (files.printable(name), info.size, info.version)) for name, info in infos.items()]
     for whole, group in groupby(versions, key=lambda found: found[0].endswith(WHOLE)):
         if whole:

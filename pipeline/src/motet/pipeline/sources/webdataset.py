@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from motet.pipeline import files
 from motet.pipeline.config import Entry, TokenizeConfig
+from motet.pipeline.patterns import listed
 from motet.pipeline.rejects import Reject
 from motet.pipeline.sources.jsonl import row
 from motet.pipeline.sources.sample import MAX_FILE, Digest, Note, Piece, RawSample, language_of, reject, string
@@ -45,7 +46,7 @@ def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
     """See sources."""
     if files.is_folder(entry.path):
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.tar")
-    root, infos = files.listed(entry.path)
+    root, infos = listed(entry.path)
     for name, info in infos.items():
         own = (files.printable(name), info.size, info.version)
         yield Piece(root=root, span=(files.join(root, name), 0, info.size), versions=(own,), size=info.size)
