@@ -1,6 +1,9 @@
-"""The process that tokenizes: it says what it is about to do, so that its owner knows what it died of.
+"""The process that tokenizes: it notes what it is about to do, so that its owner knows what it died of.
 
-Order --> `Output.do`: "next is sample 17" ... "next are 128 samples" ... --> Done | Failed
+    Order --> `Output.do` --> Done | Failed
+                  |--> shared memory: at sample 17 ... at 128 samples ...
+
+Notes are three numbers in memory that both see: a message for each would cost more than reading a small picture.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,14 +33,6 @@ class Order:
     task: Task
     careful: bool
     skip: Mapping[int, BadSample]
-
-
-@dataclass(frozen=True)
-class Next:
-    """What comes next: one sample, by its number, or `samples` together; none: nothing that has to end soon."""
-
-    sample: int | None
-    samples: int
 
 
 @dataclass(frozen=True)
@@ -61,15 +56,15 @@ class Death:
     detail: str
 
 
-class Told(Guard):
-    """Tells the owner through the pipe."""
+class Noted(Guard):
+    """Notes it where the owner sees it: `[how many notes so far, the sample or -1, samples]`."""
 
-    def __init__(self, order: Order, pipe: Connection):
-        self.careful, self.skip, self._pipe = order.careful, order.skip, pipe
+    def __init__(self, order: Order, notes: MutableSequence[int]):
+        self.careful, self.skip, self._notes = order.careful, order.skip, notes
 
     def at(self, sample: int | None, samples: int) -> None:
         """See Guard."""
-        self._pipe.send(Next(sample, samples))
+        self._notes[:] = [self._notes[0] + 1, -1 if sample is None else sample, samples]
 
 
 def describe(
@@ -81,7 +76,13 @@ def describe(
     return complete, {m: build(s, base, m).spec for m, s in sorted(complete.items())}
 
 
-def serve(settings: dict[str, dict[str, Any]], output: Output, pipe: Connection, environment: dict[str, str]) -> None:
+def serve(
+    settings: dict[str, dict[str, Any]],
+    output: Output,
+    pipe: Connection,
+    notes: MutableSequence[int],
+    environment: dict[str, str],
+) -> None:
     """Do what comes through the pipe until it closes or the owner is gone, in the owner's environment of now."""
     os.environ.clear()
     os.environ.update(environment)
@@ -102,7 +103,7 @@ def serve(settings: dict[str, dict[str, Any]], output: Output, pipe: Connection,
                     raise BrokenTokenizer(
                         f"{modality}: a worker's {spec.name} is not the one that the job was planned with"
                     )
-            output.do(order.task, tokenizers, Told(order, pipe))
+            output.do(order.task, tokenizers, Noted(order, notes))
         except Exception as error:
             known = type(error).__module__.startswith("motet.")
             pipe.send(Failed(str(error) if known else f"{type(error).__name__}: {error}"))

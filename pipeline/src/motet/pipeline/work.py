@@ -1,11 +1,11 @@
 """What an engine sends to its workers, and a worker: it owns the process that tokenizes, and outlives its crashes.
 
     Worker.do(task) --pipe--> child process: build tokenizers once, `Output.do(task)` --"at sample 17"--> the worker, which waits
-    the child dies, or says nothing for too long --> killed, another one goes on --> twice at one sample: that is a reject
+    the child dies, or is at one thing for too long --> killed, another one goes on --> twice at one sample: that is a reject
 
 Decoders are C code over hostile bytes: one that crashes, is killed for its memory or never ends costs its sample, not the
-job. The process that owns a worker loads no tokenizer, nor does the one that plans. Children are forked from a server that has imported what they need,
-so that another one is there in a fraction of a second.
+job. The process that owns a worker loads no tokenizer, nor does the one that plans. Children are forked from a server that
+has imported what they need, so that another one is there in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +24,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from motet.pipeline.child import Death, Done, Failed, Next, Order, describe, serve
+from motet.pipeline.child import Death, Done, Failed, Order, describe, serve
 from motet.pipeline.commit import Output
 from motet.pipeline.task import Task
 from motet.tokenizers.contract import BadSample, TokenizerSpec
@@ -31,6 +32,10 @@ from motet.tokenizers.errors import UserError
 from motet.tokenizers.registry import modules
 
 CONTEXT = multiprocessing.get_context("forkserver")
+TICK = 1.0
+"""Seconds between two looks at what a process is at."""
+NOTHING = [0, -1, 0]
+"""What a process notes that has not begun: see child.Noted."""
 MOST_DEATHS = 8
 """Deaths in a row that no sample explains, after which a partition is given up."""
 
@@ -69,6 +74,7 @@ class Worker:
         self._work = work
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._notes: Any = None
         self._closed = False
         self._lock = Lock()
 
@@ -106,7 +112,8 @@ class Worker:
                 raise WorkerLost("the job has ended")
             if self._process is None:
                 self._pipe, theirs = CONTEXT.Pipe()
-                settings = (self._work.tokenizers, self._work.output, theirs, dict(os.environ))
+                self._notes = CONTEXT.RawArray("q", NOTHING)
+                settings = (self._work.tokenizers, self._work.output, theirs, self._notes, dict(os.environ))
                 self._process = CONTEXT.Process(target=serve, args=settings)
                 self._process.start()
                 theirs.close()
@@ -122,22 +129,26 @@ class Worker:
     def _attempt(self, order: Order) -> Done | Failed | Death:
         self._begin()
         assert self._pipe is not None
-        told = Next(None, 0)
+        self._notes[:] = NOTHING
         try:
             self._pipe.send(order)
-            while True:
-                allowed = told.samples * self._work.sample_seconds
-                if told.samples and not self._pipe.poll(allowed):
-                    return Death(told.sample, "decoder-timeout", f"no result after {allowed:g} s")
-                message = self._pipe.recv()
-                if not isinstance(message, Next):
-                    return message
-                told = message
+            noted, since = NOTHING, time.monotonic()
+            while not self._pipe.poll(min(TICK, self._work.sample_seconds)):
+                if (now := self._notes[:]) != noted:
+                    noted, since = now, time.monotonic()
+                elif (allowed := noted[2] * self._work.sample_seconds) and time.monotonic() - since > allowed:
+                    return Death(self._sample(), "decoder-timeout", f"no result after {allowed:g} s")
+            answer: Done | Failed = self._pipe.recv()
+            return answer
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
             how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-            return Death(told.sample, "decoder-crashed", f"the process ended by {how}")
+            return Death(self._sample(), "decoder-crashed", f"the process ended by {how}")
+
+    def _sample(self) -> int | None:
+        """The sample that the process is, or was, at."""
+        return self._notes[1] if self._notes[1] >= 0 else None
 
 
 KEPT = "committed partitions are kept, the same command goes on with the rest"
