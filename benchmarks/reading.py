@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What checking costs a reader: an epoch over shards with the manifest's hashes, and without any.
+"""What checking costs who reads shards: an epoch with the manifest's hashes, and without any.
 
-    real text, tokenized once, its shard copied --copies--> a folder
-    in turns: open every shard, gather all tokens of every record batch as int64, as a batch of training holds them
-        checked:    as `Manifest.open_shard` does: the whole file's hash before anything is parsed
-        unchecked:  the same file without hashes
-    --> medians, and their ratio
+    real text, tokenized once, its shard copied --copies--> a dataset
+    in turns, checked (as `Manifest.open_shard` does: the whole file's hash before anything is parsed) and unchecked:
+        training: `Corpus.read`, then every document once through `Stream`, as grouped batches: what a training run reads
+        gather:   nothing but all tokens of every record batch as int64: the least that a reader can do, at memory speed
+    --> medians, and their ratios
 
 The pages are in memory (read once before). A reader that checks does so once per shard and process, so that this is the
 first epoch's cost; later epochs pay nothing.
@@ -16,32 +16,85 @@ first epoch's cost; later epochs pay nothing.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
 from motet.pipeline.config import TokenizeConfig
 from motet.pipeline.job import tokenize_corpus
+from motet.pipeline.manifest import Manifest
 from motet.pipeline.shard import Shard
 from motet.tokenizers.bpe import BPE
 from motet.tokenizers.configuration import validate
+from motet.trainer.config import DataConfig
+from motet.trainer.corpus import Corpus
+from motet.trainer.plan import Plan
+from motet.trainer.render import Noise
+from motet.trainer.stream import Stream
+from motet.trainer.vocabulary import Towers, Vocabulary
 
 CORPUS = Path(__file__).resolve().parent.parent / "examples/corpus"
+SEQUENCE, ROWS = 4096, 16
 
 
-def epoch(files: list[Path], batch_hashes: tuple[str, ...] | None, file_hash: str | None) -> float:
-    """Seconds to read all tokens of all files."""
-    start = time.perf_counter()
-    for file in files:
-        shard = Shard(file, batch_hashes, file_hash)
+def dataset(folder: Path, megabytes: int) -> Manifest:
+    """Shards of so many megabytes: the bundled speeches in documents of 1,500 characters, one shard under many names."""
+    texts = [json.loads(line)["text"] for line in (CORPUS / "text/speeches.jsonl").read_text("utf-8").splitlines()]
+    BPE.fit([text.encode() for text in texts], folder / "bpe", {"vocabulary": 8192})
+    lines = (json.dumps({"text": text[at : at + 1500]}) for text in texts * 8 for at in range(0, len(text), 1500))
+    (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    config = {
+        "corpus": [{"name": "text", "format": "text", "path": "text.jsonl"}],
+        "tokenizers": {"text": {"use": "bpe", "path": "bpe"}},
+        "partition_bytes": 1 << 30,
+    }
+    manifest = tokenize_corpus(validate(config, TokenizeConfig, "reading"), folder, folder / "out").manifest
+    (entry,) = manifest.shards
+    shards = []
+    for i in range(max(megabytes * 1_000_000 // entry.bytes, 1)):
+        name = f"shards/copy-{i:04}.arrow"
+        shutil.copy(folder / "out" / entry.file, folder / "out" / name)
+        shards.append(dataclasses.replace(entry, file=name, partition=i))
+    return dataclasses.replace(manifest, shards=tuple(shards))
+
+
+def gather(manifest: Manifest) -> None:
+    """All tokens of all shards, a record batch at a time."""
+    for entry in manifest.shards:
+        shard = manifest.open_shard(entry)
         for i in range(shard.num_batches):
             shard.batch(i).column("tokens").values.to_numpy().astype(np.int64)
+
+
+def training(manifest: Manifest) -> None:
+    """Every document once, as training reads it."""
+    with patch.object(Manifest, "load", lambda path: manifest):
+        corpus = Corpus.read(["the dataset"])
+    vocabulary = Vocabulary.of(corpus.tokenizers)
+    data = DataConfig(paths=("the dataset",), sequence=SEQUENCE, holdout=0.0)
+    stream = Stream(Plan(corpus, data, ROWS, 0), vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
+    for _ in stream.once(ROWS):
+        pass
+
+
+def unchecked(manifest: Manifest, entry: object) -> Shard:
+    """`Manifest.open_shard` without a hash."""
+    return Shard(Path(str(manifest.store)) / entry.file)  # type: ignore[attr-defined]
+
+
+def seconds(work: Callable[[Manifest], None], manifest: Manifest) -> float:
+    """Of one epoch."""
+    start = time.perf_counter()
+    work(manifest)
     return time.perf_counter() - start
 
 
@@ -52,32 +105,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     said = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        texts = [json.loads(line)["text"] for line in (CORPUS / "text/speeches.jsonl").read_text("utf-8").splitlines()]
-        BPE.fit([text.encode() for text in texts], folder / "bpe", {"vocabulary": 8192})
-        lines = (json.dumps({"text": text[at : at + 1500]}) for text in texts * 8 for at in range(0, len(text), 1500))
-        (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        config = {
-            "corpus": [{"name": "text", "format": "text", "path": "text.jsonl"}],
-            "tokenizers": {"text": {"use": "bpe", "path": "bpe"}},
-            "partition_bytes": 1 << 30,
-        }
-        manifest = tokenize_corpus(validate(config, TokenizeConfig, "reading"), folder, folder / "out").manifest
-        (entry,) = manifest.shards
-        files = [folder / f"{i}.arrow" for i in range(max(said.megabytes * 1_000_000 // entry.bytes, 1))]
-        for file in files:
-            shutil.copy(folder / "out" / entry.file, file)
-        epoch(files, None, None)
-        times = [(epoch(files, entry.batch_hashes, entry.hash), epoch(files, None, None)) for _ in range(said.repeats)]
-        checked, unchecked = (statistics.median(side) for side in zip(*times, strict=True))
-        tokens = sum(entry.tokens.values()) * len(files)
-        cost = statistics.median(a / b - 1 for a, b in times)
+        manifest = dataset(Path(name), said.megabytes)
+        tokens = sum(sum(entry.tokens.values()) for entry in manifest.shards)
         print(
-            f"{platform.processor() or platform.machine()}, {len(files)} shards of {entry.bytes / 1e6:.1f} MB, medians of {said.repeats}"
+            f"{platform.processor() or platform.machine()}, {len(manifest.shards)} shards of "
+            f"{manifest.shards[0].bytes / 1e6:.1f} MB, medians of {said.repeats}"
         )
-        print(
-            f"checked {tokens / checked / 1e6:,.0f} Mtok/s, unchecked {tokens / unchecked / 1e6:,.0f} Mtok/s: the first epoch costs {cost:+.1%}"
-        )
+        for work in (training, gather):
+            seconds(work, manifest)
+            times = []
+            for _ in range(said.repeats):
+                with patch.object(Manifest, "open_shard", unchecked):
+                    without = seconds(work, manifest)
+                times.append((seconds(work, manifest), without))
+            checked, without = (statistics.median(side) for side in zip(*times, strict=True))
+            cost = statistics.median(a / b - 1 for a, b in times)
+            print(
+                f"{work.__name__}: checked {tokens / checked / 1e6:,.1f} Mtok/s, unchecked {tokens / without / 1e6:,.1f} "
+                f"Mtok/s: the first epoch costs {cost:+.1%}"
+            )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ PEERS = {
 
 def command(peer: str, folder: Path, file: Path, vocabulary: Path, workers: int) -> list[str]:
     """The command that tokenizes `file`, its environment made if it is not there."""
-    environment, out = folder / f"env-{peer}", folder / f"out/{peer}"
+    environment, out = folder / f"env-{peer}", folder / f"out/{peer}-{file.stem}"
     ready = environment / "ready"
     if not ready.exists():
         uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")

@@ -38,6 +38,7 @@ from measure import Usage, machine, run, watched
 HERE = Path(__file__).resolve().parent
 PARTS = ("text", "pictures", "speech", "engines", "peers", "resume")
 MiB = 1 << 20
+ENGINE_GIGABYTES = 1.2
 
 
 @dataclass
@@ -193,6 +194,14 @@ def media(
     )
 
 
+def engine_command(bench: Bench, arguments: list[str], size: str) -> tuple[list[str], float]:
+    """The small text corpus, or the large one ENGINE_GIGABYTES over: engines start up in seconds that vary."""
+    if size == "small":
+        return text_command(bench, arguments, size)
+    entries, gigabytes = corpora.much_text(bench.folder, bench.corpus, ENGINE_GIGABYTES)
+    return bench.job("text-much", entries, {"text": bench.tokenizers()["bpe"]}) + arguments, 1000 * gigabytes
+
+
 def engines(bench: Bench) -> None:
     """Time per MB of text on two workers of each engine, and on one of the embedded one."""
     cases = {
@@ -205,7 +214,7 @@ def engines(bench: Bench) -> None:
     for _ in range(bench.repeats):
         for name, arguments in cases.items():
             try:
-                slopes[name].append(sloped(partial(text_command, bench, arguments)))
+                slopes[name].append(sloped(partial(engine_command, bench, arguments)))
             except RuntimeError as error:
                 bench.note(f"{name}: {error}")
     for name, target in (("ray", "<= 3 %"), ("beam", "<= 15 %")):

@@ -21,7 +21,6 @@ from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
 from motet.pipeline.store import store_of
 from motet.pipeline.totals import Sums
-from motet.pipeline.work import prepare
 from motet.tokenizers.configuration import validate
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.registry import find
@@ -32,12 +31,6 @@ SPECS = {
     "text": TokenizerSpec("bpe", "text", "discrete", (70_000,), 0, None, "text/plain", "t"),
 }
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def server() -> None:
-    """Workers' processes are forked from a server; it imports once what all tests need."""
-    prepare([f"motet.tokenizers.{name}" for name in ("bpe", "vqgan", "melrvq")])
 
 
 @pytest.fixture(scope="session")
