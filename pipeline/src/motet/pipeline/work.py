@@ -24,6 +24,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
+
 from motet.pipeline.child import Death, Done, Failed, Order, describe, serve
 from motet.pipeline.commit import Output
 from motet.pipeline.task import Task
@@ -36,6 +38,12 @@ TICK = 1.0
 """Seconds between two looks at what a process is at."""
 NOTHING = [0, -1, 0]
 """What a process notes that has not begun: see child.Noted."""
+AGAIN = retry(
+    retry=retry_if_exception_type((BrokenProcessPool, EOFError, ConnectionError)),
+    stop=stop_after_attempt(5),
+    reraise=True,
+)
+"""A process that cannot be started because the server that it is forked from was killed that moment: there is a new one."""
 MOST_DEATHS = 8
 """Deaths in a row that no sample explains, after which a partition is given up."""
 
@@ -111,12 +119,17 @@ class Worker:
             if self._closed:
                 raise WorkerLost("the job has ended")
             if self._process is None:
-                self._pipe, theirs = CONTEXT.Pipe()
-                self._notes = CONTEXT.RawArray("q", NOTHING)
-                settings = (self._work.tokenizers, self._work.output, theirs, self._notes, dict(os.environ))
-                self._process = CONTEXT.Process(target=serve, args=settings)
-                self._process.start()
-                theirs.close()
+                self._start()
+
+    @AGAIN
+    def _start(self) -> None:
+        ours, theirs = CONTEXT.Pipe()
+        with theirs:
+            notes = CONTEXT.RawArray("q", NOTHING)
+            settings = (self._work.tokenizers, self._work.output, theirs, notes, dict(os.environ))
+            process = CONTEXT.Process(target=serve, args=settings)
+            process.start()
+        self._process, self._pipe, self._notes = process, ours, notes
 
     def _end(self) -> None:
         with self._lock:
@@ -162,14 +175,21 @@ def described(
     UserError if one of them cannot be built, or ends the process.
     """
     prepare(modules(str(s.get("use")) for s in settings.values()))
+    try:
+        return _describe(settings, base)
+    except (BrokenProcessPool, EOFError, ConnectionError) as error:
+        raise UserError(
+            f"tokenizers: building them ends the process ({type(error).__name__})"
+            '; a script that calls motet does so below `if __name__ == "__main__":`'
+        ) from None
+
+
+@AGAIN
+def _describe(
+    settings: dict[str, dict[str, Any]], base: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, TokenizerSpec]]:
     with ProcessPoolExecutor(1, CONTEXT, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        try:
-            return pool.submit(describe, settings, base, dict(os.environ)).result()
-        except BrokenProcessPool:
-            raise UserError(
-                "tokenizers: building them ends the process"
-                ' (a script that calls motet does so below `if __name__ == "__main__":`)'
-            ) from None
+        return pool.submit(describe, settings, base, dict(os.environ)).result()
 
 
 def prepare(modules: Iterable[str]) -> None:
