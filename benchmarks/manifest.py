@@ -68,6 +68,7 @@ def entries(shards: int, counts: list[Counts], random: np.random.Generator) -> I
             hash=random.bytes(16).hex(),
             batch_hashes=tuple(random.bytes(8).hex() for _ in range(8)),
             batch_rows=(512,) * 7 + (416,),
+            batch_offsets=tuple(range(4096, 4096 + 9 * 524_288, 524_288)),
             rejects={"not-json": 1},
             inputs=({"path": f"web/{i:05d}.jsonl", "size": 8 << 20, "hash": random.bytes(16).hex()},),
             languages=template.languages,

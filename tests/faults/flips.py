@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from motet.pipeline.config import TokenizeConfig
+from motet.pipeline.index import Index
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
 from motet.pipeline.shard import DamagedShard
@@ -36,10 +37,11 @@ from motet.tokenizers.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 SLICE = 500
 KINDS = {
-    "shard, one bit": 0.73,
+    "shard, one bit": 0.71,
     "shard, cut short": 0.15,
     "manifest, one bit": 0.04,
-    "index, one bit": 0.02,
+    "names of commits, one bit": 0.02,
+    "training's index, one bit": 0.02,
     "commit, one bit": 0.03,
     "rejects, one bit": 0.03,
 }
@@ -84,7 +86,13 @@ def read(manifest: Manifest) -> None:
 def verified(manifest: Manifest) -> bool:
     """Whether `motet verify` finds nothing."""
     verification = Verification(manifest, 1)
-    return not [problem for _, problems in verification.shards() for problem in problems]
+    problems = [problem for _, problems in verification.shards() for problem in problems]
+    return not problems and not any(problem.startswith("index.arrow") for problem in verification.whole())
+
+
+def indexed(manifest: Manifest) -> None:
+    """What training reads first."""
+    Index.open(str(manifest.store))
 
 
 def outcome(check, out: Path, known: Manifest | None, file: Path) -> str:
@@ -107,7 +115,8 @@ def damage(out: Path, kind: str, chance: random.Random) -> tuple[Path, bytes, by
         "shard": ("shards", "*"),
         "commit": ("commits", "*"),
         "rejects": ("rejects", "*"),
-        "index": ("", "commits.json"),
+        "names of commits": ("", "commits.json"),
+        "training's index": ("", "index.arrow"),
         "manifest": ("", "manifest.json"),
     }[what]
     file = chance.choice(sorted((out / folder).glob(ending)))
@@ -133,6 +142,8 @@ def attempt(out: str, seed: int, count: int, results) -> None:
         found = {"verify": outcome(verified, place, known, file)}
         if kind.startswith(("shard", "manifest")):  # training reads nothing else
             found["reader"] = outcome(read, place, known, file)
+        if kind.startswith("training"):
+            found["reader"] = outcome(indexed, place, known, file)
         file.unlink()
         file.write_bytes(raw)
         results.send((kind, found))

@@ -127,12 +127,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     summary = writer.close()
     entry = ShardEntry(
         "shards/a.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes, summary.batch_rows,
-        rejects={}, inputs=(), **counts.told(),
+        summary.batch_offsets, rejects={}, inputs=(), **counts.told(),
     )  # fmt: skip
     sums = Sums()
     sums.add("a", counts.totals)
     own = (sums.codebooks, sums.lengths, sums.span_lengths)
-    manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), *own)
+    manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), *own, {"a": list(SPECS)})
     (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     return folder
 

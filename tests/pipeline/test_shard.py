@@ -44,7 +44,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, drawn
         writer.write(document)
     summary = writer.close()
     assert (summary.rows, summary.bytes) == (len(documents), path.stat().st_size)
-    shard = Shard(path, summary.batch_hashes)
+    shard = Shard(path, summary)
     assert shard.header.tokenizers == SPECS
     for wrote, read in zip(documents, shard.documents(), strict=True):
         assert (wrote.sample_id, wrote.source, len(wrote.spans)) == (read.sample_id, read.source, len(read.spans))
@@ -132,7 +132,7 @@ def test_a_reader_refuses_a_damaged_record_batch(dataset: Path, tmp_path: Path) 
     tokens = batch.column("tokens").values.buffers()[1].to_pybytes()
     raw[raw.index(tokens[:64]) + 30] ^= 4
     (tmp_path / "a.arrow").write_bytes(raw)
-    shard = Shard(tmp_path / "a.arrow", manifest.shards[0].batch_hashes)
+    shard = Shard(tmp_path / "a.arrow", manifest.shards[0])
     shard.batch(0)
     with pytest.raises(DamagedShard, match="record batch 1 is damaged"):
         shard.batch(1)

@@ -77,12 +77,12 @@ def test_every_flipped_bit_beside_the_data_is_refused_by_name(dataset: Path, tmp
 def _manifest_of(folder: Path, summary, specs, counts: Counts) -> Path:
     entry = ShardEntry(
         "shards/small.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes,
-        summary.batch_rows, rejects={}, inputs=(), **counts.told(),
+        summary.batch_rows, summary.batch_offsets, rejects={}, inputs=(), **counts.told(),
     )  # fmt: skip
     sums = Sums()
     sums.add("a", counts.totals)
     own = (sums.codebooks, sums.lengths, sums.span_lengths)
-    manifest = Manifest(store_of(folder), tuple(specs), specs, "h", ("a",), (entry,), *own)
+    manifest = Manifest(store_of(folder), tuple(specs), specs, "h", ("a",), (entry,), *own, {"a": list(specs)})
     (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     return folder
 

@@ -98,6 +98,7 @@ def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
             sources=tuple(sorted({d.source for d in documents})),
             shards=tuple(entries),
             codebooks={},
+            tables={source: list(modalities) for source in sorted({d.source for d in documents})},
         )
         (root / "manifest.json").write_text(manifest.to_text())
         return str(root)
@@ -120,6 +121,7 @@ def _shard(root, source, partition, documents, modalities, specs) -> ShardEntry:
         hash=summary.hash,
         batch_hashes=summary.batch_hashes,
         batch_rows=summary.batch_rows,
+        batch_offsets=summary.batch_offsets,
         tokens={},
         spans={},
         rejects={},

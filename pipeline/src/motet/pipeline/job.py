@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.pipeline import sources
+from motet.pipeline import index, sources
 from motet.pipeline.commit import Output
 from motet.pipeline.config import Entry, TokenizeConfig
 from motet.pipeline.engines import EngineOptions, engine_of, run_all
@@ -89,8 +89,8 @@ def tokenize_corpus(
         run_all(run, work, missing, workers, options or EngineOptions())
 
         manifest = None if missing else output.finished(tasks)
-        if manifest is None or (manifest.sources, manifest.tokenizers) != (names, specs):
-            manifest = _manifest(store, config, specs, output.commits(tasks))
+        if manifest is None or (manifest.sources, manifest.tokenizers) != (names, specs) or not index.whole(store):
+            manifest = _manifest(store, config, headers, specs, output.commits(tasks))
             whole = len(manifest.shards) == len(tasks)
             assert whole, "an engine returned without an error, but did not commit every partition"
             manifest.save()
@@ -116,7 +116,11 @@ def _header(entry: Entry, specs: dict[str, TokenizerSpec]) -> ShardHeader:
 
 
 def _manifest(
-    store: Store, config: TokenizeConfig, specs: dict[str, TokenizerSpec], commits: Iterable[dict[str, Any]]
+    store: Store,
+    config: TokenizeConfig,
+    headers: dict[str, ShardHeader],
+    specs: dict[str, TokenizerSpec],
+    commits: Iterable[dict[str, Any]],
 ) -> Manifest:
     sums, shards = Sums(), []
     for commit in commits:
@@ -132,4 +136,5 @@ def _manifest(
         codebooks=sums.codebooks,
         lengths=sums.lengths,
         span_lengths=sums.span_lengths,
+        tables={name: list(header.modalities) for name, header in headers.items()},
     )

@@ -18,7 +18,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from motet.pipeline import rejects
+from motet.pipeline import index, rejects
 from motet.pipeline.seal import seal, unseal
 from motet.pipeline.shard import DamagedShard, Shard
 from motet.pipeline.store import Store, store_of
@@ -51,7 +51,8 @@ class ShardEntry:
         file: path below the dataset's folder; empty if every sample of the partition was rejected.
         source, partition: which corpus entry, and which of its partitions.
         rows, bytes, hash: of the file; hash is xxh3-128.
-        batch_hashes, batch_rows: of every record batch; hashes are xxh3-64.
+        batch_hashes, batch_rows: of every record batch; hashes are xxh3-64 of its message.
+        batch_offsets: where each of these messages begins in the file, and where the last one ends.
         tokens, spans: by modality.
         sketch, repeated: its smallest content hashes and which of them several documents have (see sketch.py).
         longest: (tokens, sample id) of its longest documents.
@@ -69,6 +70,7 @@ class ShardEntry:
     hash: str
     batch_hashes: tuple[str, ...]
     batch_rows: tuple[int, ...]
+    batch_offsets: tuple[int, ...]
     tokens: dict[str, int]
     spans: dict[str, int]
     rejects: dict[str, int]
@@ -92,7 +94,7 @@ class ShardEntry:
     def from_json(cls, data: Mapping[str, Any]) -> ShardEntry:
         """Inverse of `to_json` (JSON has no tuples)."""
         entry = {**data, "longest": tuple(map(tuple, data["longest"]))}
-        for name in ("batch_hashes", "batch_rows", "inputs"):
+        for name in ("batch_hashes", "batch_rows", "batch_offsets", "inputs"):
             entry[name] = tuple(data[name])
         if data["languages"]:
             entry["languages"] = {code: tuple(both) for code, both in data["languages"].items()}
@@ -113,6 +115,7 @@ class Manifest:
         codebooks: for each discrete modality that occurs, how often each id of each codebook does.
         lengths: for each source, how many documents have exactly this many tokens.
         span_lengths: likewise of spans, by source and modality.
+        tables: for each source, the modality table of its shards: what their `span_modality` indexes.
     """
 
     store: Store
@@ -124,6 +127,7 @@ class Manifest:
     codebooks: dict[str, list[list[int]]]
     lengths: dict[str, dict[int, int]] = field(default_factory=dict)
     span_lengths: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
+    tables: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, place: str | Path) -> Manifest:
@@ -137,19 +141,19 @@ class Manifest:
             ) from None
         except OSError as error:
             raise UserError(f"{place}: {NAME} cannot be read: {error.strerror or error}") from None
-        index = cls._index(store)
-        if index and index["manifest"] != content_hash(text):
+        made_of = cls._index(store)
+        if made_of and made_of["manifest"] != content_hash(text):
             raise UserError(
                 f"{place}: {NAME} is not what was written: damaged, or just being replaced; run `motet tokenize` again"
             )
-        return cls.of(text, store, index["commits"] if index else ())
+        return cls.of(text, store, made_of["commits"] if made_of else ())
 
     @staticmethod
     def _index(store: Store) -> dict[str, Any] | None:
         """The index; None if there is none, as in a dataset that was copied without it, or it is damaged itself."""
         try:
-            index = json.loads(store.read(INDEX))
-            return index if isinstance(index["manifest"], str) and isinstance(index["commits"], list) else None
+            found = json.loads(store.read(INDEX))
+            return found if isinstance(found["manifest"], str) and isinstance(found["commits"], list) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -173,6 +177,7 @@ class Manifest:
                     for entry, commit in zip(data["shards"], commits or repeat(""), strict=bool(commits))
                 ),
                 codebooks=data["codebooks"],
+                tables=data["tables"],
                 lengths={source: _numbers(counts) for source, counts in data["lengths"].items()},
                 span_lengths={
                     source: {m: _numbers(counts) for m, counts in by.items()}
@@ -190,6 +195,7 @@ class Manifest:
             "tokenizers": {m: spec.to_json() for m, spec in sorted(self.tokenizers.items())},
             "settings_hash": self.settings_hash,
             "sources": list(self.sources),
+            "tables": self.tables,
             "codebooks": self.codebooks,
             "lengths": self.lengths,
             "span_lengths": self.span_lengths,
@@ -199,17 +205,18 @@ class Manifest:
         return seal("\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"])).decode()
 
     def save(self) -> None:
-        """Write the manifest, then the index of the commits that it was made of."""
+        """Write the index for training, then the manifest, then the names of the commits that it was made of."""
         text = self.to_text().encode()
+        self.store.write(index.NAME, index.to_bytes(self))
         self.store.write(NAME, text)
-        index = {"manifest": content_hash(text), "commits": [entry.commit for entry in self.shards]}
-        self.store.write(INDEX, json.dumps(index, indent=0).encode())
+        names = {"manifest": content_hash(text), "commits": [entry.commit for entry in self.shards]}
+        self.store.write(INDEX, json.dumps(names, indent=0).encode())
 
     def open_shard(self, entry: ShardEntry) -> Shard:
         """A shard whose file is what was written; DamagedShard names it if it is not."""
         try:
             with self.store.local(entry.file) as path:
-                return Shard(path, entry.batch_hashes, entry.hash, name=f"{self.store}/{entry.file}")
+                return Shard(path, entry, entry.hash, name=f"{self.store}/{entry.file}")
         except FileNotFoundError:
             raise DamagedShard(
                 f"{self.store}/{entry.file}: is missing; the same `motet tokenize` writes it again"

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -182,13 +182,29 @@ def record_batch(documents: Sequence[Document], header: ShardHeader, sources: Se
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What the writer knows of the bytes that it wrote: xxh3-128 of the file, xxh3-64 of every record batch."""
+    """What the writer knows of the bytes that it wrote: xxh3-128 of the file, xxh3-64 of every record batch's message.
+
+    Messages lie one after another: message i is [batch_offsets[i], batch_offsets[i + 1]) of the file.
+    """
 
     rows: int
     bytes: int
     hash: str
     batch_hashes: tuple[str, ...]
     batch_rows: tuple[int, ...]
+    batch_offsets: tuple[int, ...]
+
+
+class Batches(Protocol):
+    """What is known of the record batches of a file: a `ShardSummary`, or the manifest's entry."""
+
+    @property
+    def batch_hashes(self) -> tuple[str, ...]:
+        """xxh3-64 of each message."""
+
+    @property
+    def batch_offsets(self) -> tuple[int, ...]:
+        """Where each message begins, and where the last one ends."""
 
 
 class ShardWriter:
@@ -201,6 +217,7 @@ class ShardWriter:
         self._pending: list[Document] = []
         self._hashes: list[str] = []
         self._rows: list[int] = []
+        self._offsets = [0]
 
     def write(self, document: Document) -> None:
         """Add one document."""
@@ -215,28 +232,22 @@ class ShardWriter:
         self._writer.close()
         self._file.close()
         return ShardSummary(
-            sum(self._rows), self._file.size, self._file.hash.hexdigest(), tuple(self._hashes), tuple(self._rows)
+            rows=sum(self._rows),
+            bytes=self._file.size,
+            hash=self._file.hash.hexdigest(),
+            batch_hashes=tuple(self._hashes),
+            batch_rows=tuple(self._rows),
+            batch_offsets=tuple(self._offsets),
         )
 
     def _flush(self) -> None:
         batch = record_batch(self._pending, self._header, self._sources)
-        self._writer.write_batch(batch)
-        self._hashes.append(batch_hash(batch))
+        self._writer.write_batch(batch)  # the first time with the names of the sources before it
+        message = batch.serialize()
+        self._hashes.append(xxhash.xxh3_64_hexdigest(message))
         self._rows.append(len(self._pending))
+        self._offsets[-1:] = [self._file.size - message.size, self._file.size]
         self._pending = []
-
-
-def batch_hash(batch: pa.RecordBatch) -> str:
-    """xxh3-64 over the buffers of a record batch, as they lie in the file.
-
-    Each buffer is hashed with its length, the names of the sources too; the writer's batch and the memory-mapped one
-    give the same hash.
-    """
-    state = xxhash.xxh3_64()
-    for buffer in _buffers(batch):
-        state.update(buffer.size.to_bytes(8, "little"))
-        state.update(buffer)
-    return state.hexdigest()
 
 
 def _buffers(batch: pa.RecordBatch) -> Iterator[pa.Buffer]:
@@ -292,14 +303,14 @@ class Shard:
     def __init__(
         self,
         path: Path,
-        batch_hashes: Sequence[str] | None = None,
+        batches: Batches | None = None,
         file_hash: str | None = None,
         name: str | None = None,
     ):
         self.path = name or str(path)
         try:
             whole = pa.memory_map(str(path)).read_buffer()
-            self._begin, self._end = whole.address, whole.address + whole.size
+            self._whole = whole
             if file_hash is not None and xxhash.xxh3_128_hexdigest(whole) != file_hash:
                 raise DamagedShard(f"{self.path}: is damaged: its bytes are not what was written; {CURE}")
             self._file = pa.ipc.open_file(whole)
@@ -308,11 +319,10 @@ class Shard:
         self.header = ShardHeader.of(self._file.schema, self.path)
         if not self._file.schema.equals(self.header.schema()):
             raise DamagedShard(f"{self.path}: its columns are not those that its header asks for; {CURE}")
-        self._hashes = batch_hashes if file_hash is None else None  # each byte is hashed once
-        if batch_hashes is not None and len(batch_hashes) != self._file.num_record_batches:
-            raise DamagedShard(
-                f"{self.path}: {self._file.num_record_batches} record batches, the manifest has {len(batch_hashes)}"
-            )
+        self._told = batches if file_hash is None else None  # each byte is hashed once
+        if batches is not None and len(batches.batch_hashes) != self._file.num_record_batches:
+            told = len(batches.batch_hashes)
+            raise DamagedShard(f"{self.path}: {self._file.num_record_batches} record batches, the manifest has {told}")
         self._batches: dict[int, pa.RecordBatch] = {}
 
     @property
@@ -323,17 +333,20 @@ class Shard:
     def batch(self, i: int) -> pa.RecordBatch:
         """Record batch `i`, zero-copy; raises DamagedShard if its bytes are not what was written."""
         if i not in self._batches:
+            if self._told is not None:
+                begin, end = self._told.batch_offsets[i : i + 2]
+                if xxhash.xxh3_64_hexdigest(self._whole[begin:end]) != self._told.batch_hashes[i]:
+                    raise DamagedShard(
+                        f"{self.path}: record batch {i} is damaged: its bytes are not what was written; {CURE}"
+                    )
             try:
                 batch = self._file.get_batch(i)
                 batch.validate()
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise DamagedShard(f"{self.path}: record batch {i} cannot be read: {error}; {CURE}") from None
-            if any(b.size and not self._begin <= b.address <= self._end - b.size for b in _buffers(batch)):
+            begin, end = self._whole.address, self._whole.address + self._whole.size
+            if any(b.size and not begin <= b.address <= end - b.size for b in _buffers(batch)):
                 raise DamagedShard(f"{self.path}: record batch {i} is damaged: it points out of the file; {CURE}")
-            if self._hashes is not None and batch_hash(batch) != self._hashes[i]:
-                raise DamagedShard(
-                    f"{self.path}: record batch {i} is damaged: its bytes are not what was written; {CURE}"
-                )
             self._batches[i] = batch
         return self._batches[i]
 

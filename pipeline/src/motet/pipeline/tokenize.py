@@ -97,6 +97,7 @@ def tokenize(
         hash=summary.hash,
         batch_hashes=summary.batch_hashes,
         batch_rows=summary.batch_rows,
+        batch_offsets=summary.batch_offsets,
         **counts.told(),
         languages=counts.languages,
         rejects=dict(sorted(Counter(r.reason for r in rejects).items())),

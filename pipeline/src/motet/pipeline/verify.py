@@ -14,6 +14,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -25,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from motet.pipeline import rejects
+from motet.pipeline import index, rejects
 from motet.pipeline.counts import Counts
 from motet.pipeline.manifest import Manifest, ShardEntry
 from motet.pipeline.seal import unseal
@@ -127,6 +128,9 @@ def _whole(manifest: Manifest, sums: Sums | None) -> Iterator[str]:
         yield "manifest.json: a source's partitions are not numbered from 0 without a gap"
     if list(numbers) != list(manifest.sources):
         yield f"manifest.json: shards of {', '.join(numbers)}; its sources are {', '.join(manifest.sources)}"
+    with suppress(FileNotFoundError):  # a dataset that was copied without it is whole
+        if manifest.store.read(index.NAME) != index.to_bytes(manifest):
+            yield f"{index.NAME}: does not say the same as the manifest; delete it, and `motet tokenize` writes it again"
     for name in ("codebooks", "lengths", "span_lengths"):
         if sums is not None and getattr(sums, name) != getattr(manifest, name):
             yield f"manifest.json: its {name} are not the sum of those of its shards"
@@ -156,10 +160,12 @@ def _file(manifest: Manifest, entry: ShardEntry, path: Path, counts: Counts) -> 
         yield f"{entry.file}: its bytes are not what was written; {CURE}"
         return
     try:
-        shard = Shard(path, entry.batch_hashes, name=f"{manifest.store}/{entry.file}")
+        shard = Shard(path, entry, name=f"{manifest.store}/{entry.file}")
     except DamagedShard as damage:
         yield str(damage)
         return
+    if list(shard.header.modalities) != manifest.tables.get(entry.source):
+        yield f"{entry.file}: a modality table of {shard.header.modalities}, not its source's in the manifest"
     other = False
     for modality, spec in shard.header.tokenizers.items():
         if manifest.tokenizers.get(modality) != spec:
