@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tenacity import retry, retry_if_exception_type, stop_after_attempt
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from motet.pipeline.child import Death, Done, Failed, Order, describe, serve
 from motet.pipeline.commit import Output
@@ -40,10 +40,14 @@ NOTHING = [0, -1, 0]
 """What a process notes that has not begun: see child.Noted."""
 AGAIN = retry(
     retry=retry_if_exception_type((BrokenProcessPool, EOFError, ConnectionError)),
-    stop=stop_after_attempt(5),
+    wait=wait_exponential(0.05, max=1),
+    stop=stop_after_attempt(8),
     reraise=True,
 )
-"""A process that cannot be started because the server that it is forked from was killed that moment: there is a new one."""
+"""A process that cannot be started because the server that it is forked from was killed that moment: there will be a new one.
+
+Not at once: one that is being torn down refuses connections, but is not known to have ended yet.
+"""
 MOST_DEATHS = 8
 """Deaths in a row that no sample explains, after which a partition is given up."""
 
