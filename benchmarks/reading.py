@@ -2,8 +2,8 @@
 """What checking costs who reads shards: an epoch with the manifest's hashes, and without any.
 
     real text, tokenized once, its shard copied --copies--> a dataset
-    in turns, checked (as `Manifest.open_shard` does: the whole file's hash before anything is parsed) and unchecked:
-        training: `Corpus.read`, then every document once through `Stream`, as grouped batches: what a training run reads
+    in turns, checked (training: each record batch's message before it is parsed; gather: the whole file) and unchecked:
+        training: `Corpus.open`, then every document once through `Stream`, as grouped batches: what a training run reads
         gather:   nothing but all tokens of every record batch as int64: the least that a reader can do, at memory speed
     --> medians, and their ratios
 
@@ -28,16 +28,20 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 
 from motet.pipeline.config import TokenizeConfig
+from motet.pipeline.index import Index, to_bytes
 from motet.pipeline.job import tokenize_corpus
 from motet.pipeline.manifest import Manifest
 from motet.pipeline.shard import Shard
 from motet.tokenizers.bpe import BPE
 from motet.tokenizers.configuration import validate
+from motet.trainer import records
 from motet.trainer.config import DataConfig
 from motet.trainer.corpus import Corpus
 from motet.trainer.plan import Plan
+from motet.trainer.records import Records
 from motet.trainer.render import Noise
 from motet.trainer.stream import Stream
 from motet.trainer.vocabulary import Towers, Vocabulary
@@ -77,8 +81,7 @@ def gather(manifest: Manifest) -> None:
 
 def training(manifest: Manifest) -> None:
     """Every document once, as training reads it."""
-    with patch.object(Manifest, "load", lambda path: manifest):
-        corpus = Corpus.read(["the dataset"])
+    corpus = Corpus(Records([Index.of(pa.py_buffer(to_bytes(manifest)), manifest.store)], "the dataset"))
     vocabulary = Vocabulary.of(corpus.tokenizers)
     data = DataConfig(paths=("the dataset",), sequence=SEQUENCE, holdout=0.0)
     stream = Stream(Plan(corpus, data, ROWS, 0), vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
@@ -115,7 +118,7 @@ def main() -> None:
             seconds(work, manifest)
             times = []
             for _ in range(said.repeats):
-                with patch.object(Manifest, "open_shard", unchecked):
+                with patch.object(Manifest, "open_shard", unchecked), patch.object(records, "intact", lambda *_: True):
                     without = seconds(work, manifest)
                 times.append((seconds(work, manifest), without))
             checked, without = (statistics.median(side) for side in zip(*times, strict=True))

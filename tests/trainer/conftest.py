@@ -1,6 +1,7 @@
 """Small token datasets made of the bundled corpus: bytes of speeches, pixels of emoji as latents, bytes of recordings."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -109,8 +110,11 @@ def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
 def _shard(root, source, partition, documents, modalities, specs) -> ShardEntry:
     path = root / "shards" / f"{source}-{partition:05d}.arrow"
     writer = ShardWriter(path, ShardHeader(modalities, specs, "0" * 32), [source])
+    tokens: Counter[str] = Counter()
     for d in documents:
         writer.write(d)
+        for modality, span in d.spans:
+            tokens[modality] += len(span)
     summary = writer.close()
     return ShardEntry(
         file=f"shards/{path.name}",
@@ -122,7 +126,7 @@ def _shard(root, source, partition, documents, modalities, specs) -> ShardEntry:
         batch_hashes=summary.batch_hashes,
         batch_rows=summary.batch_rows,
         batch_offsets=summary.batch_offsets,
-        tokens={},
+        tokens=dict(sorted(tokens.items())),
         spans={},
         rejects={},
         inputs=(),

@@ -9,12 +9,13 @@ import torch
 from motet.tokenizers.configuration import UserError
 from motet.trainer import checkpoint
 from motet.trainer.checkpoint import MODEL, OPTIMIZER, STATE, DamagedCheckpoint, State
+from motet.trainer.plan import Cursor
 
 FILES = (MODEL, OPTIMIZER, STATE)
 
 
 def state(step: int) -> State:
-    return State(step, 10 * step, "f" * 32, 1, {"tokenizers": {}}, {"lr": 0.1})
+    return State(step, 10 * step, "f" * 32, Cursor(step, (7,), (11,)), 1, {"tokenizers": {}}, {"lr": 0.1})
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:

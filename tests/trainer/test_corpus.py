@@ -7,39 +7,45 @@ import pytest
 from motet.pipeline.manifest import Manifest
 from motet.pipeline.shard import DamagedShard, sample_id
 from motet.tokenizers.configuration import UserError
-from motet.trainer.corpus import Corpus
+from motet.trainer.config import DataConfig
+from motet.trainer.corpus import Corpus, Documents
+from motet.trainer.plan import Plan
 
 
-def sample_ids(corpus: Corpus) -> list[bytes]:
-    return [row.tobytes() for row in corpus.sample_D2.astype(">u8")]
+def sample_ids(documents: Documents) -> list[bytes]:
+    return [row.tobytes() for row in documents.sample_D2.astype(">u8")]
 
 
 def test_every_document_is_found_with_its_length_and_source(dataset, documents):
-    corpus = Corpus.read([dataset])
+    corpus = Corpus.open([dataset])
     assert corpus.modalities == ("text", "image", "speech")
-    assert len(corpus) == len(documents)
+    found = corpus.all()
+    assert len(found) == len(documents)
     by_id = {d.sample_id: d for d in documents}
-    for i, id_ in enumerate(sample_ids(corpus)):
+    for i, id_ in enumerate(sample_ids(found)):
         document = by_id.pop(id_)
         tokens = sum(len(t) + (0 if modality == "text" else 2) for modality, t in document.spans)
-        assert corpus.length_D[i] == 2 + tokens
-        assert corpus.sources[corpus.source_D[i]] == document.source
-        assert corpus.spans_D[i] == len(document.spans)
-        assert corpus.captioned_D[i] == (document.source in ("emoji", "prompts"))
+        assert found.length_D[i] == 2 + tokens
+        assert corpus.sources[found.source_D[i]] == document.source
+        assert found.spans_D[i] == len(document.spans)
+        assert found.captioned_D[i] == (document.source in ("emoji", "prompts"))
 
 
 def test_spans_point_at_their_tokens_and_latents(dataset, documents):
-    corpus = Corpus.read([dataset])
+    corpus = Corpus.open([dataset])
+    chosen = np.random.default_rng(0).permutation(len(documents))[:150]
+    found = Documents.joined([corpus.read(chosen[:70]), corpus.read(chosen[70:])])
+    assert found.number_D.tolist() == chosen.tolist()
     by_id = {d.sample_id: d for d in documents}
-    for i, id_ in enumerate(sample_ids(corpus)):
+    for i, id_ in enumerate(sample_ids(found)):
         for n, (modality, tokens) in enumerate(by_id[id_].spans):
-            span = corpus.span_D[i] + n
-            at = slice(corpus.at_S[span], corpus.at_S[span] + corpus.length_S[span])
-            assert corpus.modalities[corpus.modality_S[span]] == modality
+            span = found.span_D[i] + n
+            at = slice(found.at_S[span], found.at_S[span] + found.length_S[span])
+            assert corpus.modalities[found.modality_S[span]] == modality
             if tokens.ids is not None:
-                np.testing.assert_array_equal(corpus.tokens_K[corpus.batch_D[i]][at], tokens.ids)
+                np.testing.assert_array_equal(found.tokens_T[at], tokens.ids)
             else:
-                np.testing.assert_array_equal(corpus.latents_K[corpus.batch_D[i]][at], tokens.latents)
+                np.testing.assert_array_equal(found.latents_VW[at], tokens.latents)
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.1, 0.5])
@@ -51,17 +57,18 @@ def test_splits_are_disjoint_by_content_and_lose_nothing(dataset, documents, wri
         if d.source == "emoji"
     ]
     paths = [dataset, write_dataset(copies)]
-    train, heldout = (Corpus.open(paths, split, holdout) for split in ("train", "heldout"))
+    corpora = [Corpus.open(paths, split, holdout) for split in ("train", "heldout")]
+    train, heldout = (corpus.all() for corpus in corpora)
     assert sorted(sample_ids(train) + sample_ids(heldout)) == sorted(d.sample_id for d in [*documents, *copies])
     assert not {s[:8] for s in sample_ids(train)} & {s[:8] for s in sample_ids(heldout)}
     assert abs(len(heldout) / (len(documents) + len(copies)) - holdout) < 0.08
-    assert train.sources == heldout.sources == ("copy", "emoji", "families", "prompts", "speeches")
+    assert corpora[0].sources == corpora[1].sources == ("copy", "emoji", "families", "prompts", "speeches")
 
 
 def test_held_out_documents_are_those_whose_content_hash_is_low(dataset):
     for split, low in (("train", False), ("heldout", True)):
-        corpus = Corpus.open([dataset], split, 0.3)
-        assert all((int.from_bytes(s[:8], "big") / 2**64 < 0.3) == low for s in sample_ids(corpus))
+        found = Corpus.open([dataset], split, 0.3).all()
+        assert len(found) and all((int.from_bytes(s[:8], "big") / 2**64 < 0.3) == low for s in sample_ids(found))
 
 
 def test_one_flipped_byte_stops_with_the_shards_name(write_dataset, documents):
@@ -71,7 +78,7 @@ def test_one_flipped_byte_stops_with_the_shards_name(write_dataset, documents):
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     with pytest.raises(DamagedShard, match=shard.name):
-        Corpus.open([path], "train", 0.1)
+        Corpus.open([path], "train", 0.1).all()
 
 
 def test_a_missing_shard_stops_with_its_name(write_dataset, documents):
@@ -79,26 +86,31 @@ def test_a_missing_shard_stops_with_its_name(write_dataset, documents):
     shard = next((Path(path) / "shards").glob("prompts-*"))
     shard.unlink()
     with pytest.raises(DamagedShard, match=shard.name):
-        Corpus.open([path], "train", 0.1)
+        Corpus.open([path], "train", 0.1).all()
 
 
 def test_a_partition_whose_samples_were_all_rejected_has_no_shard(write_dataset, documents):
     path = write_dataset(documents)
     manifest = Manifest.load(path)
     lost = dataclasses.replace(manifest.shards[0], source="lost", file="", rows=0, hash="")
-    more = dataclasses.replace(manifest, sources=(*manifest.sources, "lost"), shards=(*manifest.shards, lost))
+    more = dataclasses.replace(
+        manifest,
+        sources=(*manifest.sources, "lost"),
+        tables={**manifest.tables, "lost": ["text"]},
+        shards=(*manifest.shards, lost),
+    )
     (Path(path) / "manifest.json").write_text(more.to_text())
-    assert len(Corpus.read([path])) == len(documents)
+    assert len(Corpus.open([path]).all()) == len(documents)
 
 
 def test_datasets_of_different_tokenizers_are_refused(dataset, documents, write_dataset):
-    specs = Corpus.read([dataset]).tokenizers
+    specs = Corpus.open([dataset]).tokenizers
     other = {**specs, "text": dataclasses.replace(specs["text"], hash="other")}
     with pytest.raises(UserError, match="text was encoded by bytes other"):
-        Corpus.read([dataset, write_dataset(documents[:5], specs=other)])
+        Corpus.open([dataset, write_dataset(documents[:5], specs=other)])
 
 
 def test_a_split_that_leaves_nothing_is_refused(write_dataset, documents):
     path = write_dataset(documents[:3])
-    with pytest.raises(UserError, match=r"data.holdout: 0.9999 leaves none of 3 documents"):
-        Corpus.open([path], "train", 0.9999)
+    with pytest.raises(UserError, match=r"data.holdout: 0.9999 leaves no document"):
+        Plan(Corpus.open([path], "train", 0.9999), DataConfig(paths=[path], sequence=64), 4, 0).rows_of(0)

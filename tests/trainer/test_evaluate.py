@@ -50,15 +50,13 @@ def test_figures_are_what_they_say(config, trained):
     assert (found["step"], found["checkpoint"]) == (150, "step-000150")
 
     model, vocabulary, towers = (getattr(open_model(trained), name) for name in ("model", "vocabulary", "towers"))
-    corpus = Corpus.read(config.data.paths)
-    batches = list(
-        heldout_batches(corpus.split("heldout", 0.1), vocabulary, towers, config.data, config.micro_rows, 1000)
-    )
+    train, unseen = (Corpus.open(config.data.paths, split, 0.1) for split in ("train", "heldout"))
+    batches = list(heldout_batches(unseen, vocabulary, towers, config.data, config.micro_rows, 1000))
     kind = {i: ("text", 0) for i in range(vocabulary.base["text"][0] + 256)}
     kind |= {start + i: ("speech", k) for k, start in enumerate(vocabulary.base["speech"]) for i in range(256)}
     sizes = Counter(kind.values())
 
-    plan = Plan(corpus.split("train", 0.1), config.data, config.rows, config.seed)
+    plan = Plan(train, config.data, config.rows, config.seed)
     seen = Counter(labels_of(Stream(plan, vocabulary, towers, Noise(0, 1000)).once(1)))
     seen_of = Counter()
     for label, n in seen.items():

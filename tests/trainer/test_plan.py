@@ -1,44 +1,80 @@
+import json
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from motet.pipeline.manifest import Manifest
 from motet.tokenizers.configuration import UserError
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.plan import Plan, best_fit
+from motet.trainer.corpus import Corpus, Documents
+from motet.trainer.loops import best_fit, draw
+from motet.trainer.plan import Plan, Rows
 
 
 @pytest.fixture(scope="module")
 def corpus(dataset) -> Corpus:
-    return Corpus.read([dataset])
+    return Corpus.open([dataset])
 
 
 def config(**changes) -> DataConfig:
     return DataConfig(**{"paths": ["unused"], "sequence": 256, "long": "truncate", **changes})
 
 
-def names(corpus: Corpus, rows) -> list:
-    """Rows without the corpus's own numbering."""
-    return [[(corpus.sample_D2[p.document].tobytes(), *p[1:]) for p in row] for row in rows]
+def pieces(chosen: Rows) -> list[tuple]:
+    """(number in the corpus, begin, end, flipped, epoch) of every piece, row after row."""
+    number_D = chosen.documents.number_D.tolist()
+    return [(number_D[p.document], *p[1:]) for row in chosen.rows for p in row]
 
 
-def pictures(corpus: Corpus, document: int, flipped: bool) -> list[tuple[int, int]]:
+def rows(chosen: Rows) -> list[list[tuple]]:
+    """The same, row by row."""
+    return [pieces(Rows(chosen.documents, [row])) for row in chosen.rows]
+
+
+def pictures(documents: Documents, document: int, flipped: bool) -> list[tuple[int, int]]:
     """Where continuous spans with their markers stand, counted one by one."""
     found, at = [], 1
-    spans = range(corpus.span_D[document], corpus.span_D[document] + corpus.spans_D[document])
+    spans = range(documents.span_D[document], documents.span_D[document] + documents.spans_D[document])
     for span in reversed(spans) if flipped else spans:
-        modality = corpus.modalities[corpus.modality_S[span]]
-        width = int(corpus.length_S[span]) + (0 if modality == "text" else 2)
+        modality = documents.modalities[documents.modality_S[span]]
+        width = int(documents.length_S[span]) + (0 if modality == "text" else 2)
         if modality == "image":
             found.append((at, at + width))
         at += width
     return found
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 3000), st.integers(0, 2**64 - 1), st.integers(0, 4))
+def test_an_epoch_draws_every_document_once_and_any_stretch_alone(documents, key, mixed):
+    positions = -(-documents // 512) * 512 if mixed else documents
+    whole = draw(0, positions, documents, mixed, np.uint64(key))
+    assert sorted(whole[whole >= 0].tolist()) == list(range(documents))
+    since, until = sorted((key % (positions + 1), (key >> 20) % (positions + 1)))
+    assert draw(since, until, documents, mixed, np.uint64(key)).tolist() == whole[since:until].tolist()
+    if mixed:  # blocks move together, so that few of them are open at a time
+        for at in range(0, positions, mixed * 512):
+            blocks = {d // 512 for d in whole[at : at + mixed * 512].tolist() if d >= 0}
+            assert len(blocks) <= mixed
+
+
+def test_the_shuffle_is_as_good_as_chance():
+    order = draw(0, 1 << 15, 1 << 15, 0, np.uint64(7))
+    eighth = order // (1 << 12)
+    assert np.mean(eighth[1:] == eighth[:-1]) == pytest.approx(1 / 8, abs=0.01)
+    assert np.mean(np.abs(np.diff(order)) <= 16) == pytest.approx(32 / (1 << 15), abs=0.001)
+    assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.03
+    others = np.stack([draw(0, 1 << 15, 1 << 15, 0, np.uint64(key)) for key in range(20)])
+    assert (others == np.arange(1 << 15)).mean() * (1 << 15) < 3  # a random permutation leaves one in place
+    assert len({tuple(other[:4]) for other in others}) == 20
+
+
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=80), st.integers(40, 60))
 @example([20, 20, 40, 5, 35], 40)
 def test_best_fit_overfills_no_row_and_opens_none_in_vain(lengths, sequence):
@@ -52,17 +88,17 @@ def test_best_fit_overfills_no_row_and_opens_none_in_vain(lengths, sequence):
 @pytest.mark.parametrize("sequence", [64, 256, 2048])
 def test_an_epoch_has_every_document_once(corpus, sequence):
     plan = Plan(corpus, config(sequence=sequence), rows=4, seed=3)
-    once = [piece for row in plan.once() for piece in row]
-    assert sorted(p.document for p in once) == list(range(len(corpus)))
-    assert {p.epoch for p in once} == {0}
+    whole = list(range(len(corpus.all())))
+    once = [piece for chosen in plan.once() for piece in pieces(chosen)]
+    assert sorted(d for d, *_ in once) == whole
+    assert {epoch for *_, epoch in once} == {0}
     # The same again in training's own steps, which go on into further epochs.
+    later = next(window.begin.row for window in plan.windows() if window.pieces_P5[:, 4].min() > 2)
     seen = Counter()
-    step = 0
-    while len({epoch for _, epoch in seen}) < 4:
-        seen.update((p.document, p.epoch) for row in plan.rows_of(step) for p in row)
-        step += 1
+    for step in range(-(-later // 4)):
+        seen.update((document, epoch) for document, *_, epoch in pieces(plan.rows_of(step)))
     assert set(seen.values()) == {1}
-    assert all(Counter(epoch for _, epoch in seen)[epoch] == len(corpus) for epoch in range(3))
+    assert all(Counter(epoch for _, epoch in seen)[epoch] == len(whole) for epoch in range(3))
 
 
 @pytest.mark.parametrize("long", ["truncate", "split"])
@@ -70,15 +106,17 @@ def test_an_epoch_has_every_document_once(corpus, sequence):
 def test_pieces_fit_and_never_cut_a_picture(corpus, long, sequence):
     plan = Plan(corpus, config(sequence=sequence, long=long, caption_first=0.5), rows=4, seed=1)
     covered = {}
-    for row in plan.once():
-        assert 0 < sum(p.end - p.begin for p in row) <= sequence
-        for p in row:
-            covered.setdefault(p.document, []).append((p.begin, p.end))
-            for start, stop in pictures(corpus, p.document, p.flipped):
-                assert not start < p.begin < stop and not start < p.end < stop
-    assert sorted(covered) == list(range(len(corpus)))
+    for chosen in plan.once():
+        for row in chosen.rows:
+            assert 0 < sum(p.end - p.begin for p in row) <= sequence
+            for p in row:
+                covered.setdefault(int(chosen.documents.number_D[p.document]), []).append((p.begin, p.end))
+                for start, stop in pictures(chosen.documents, p.document, p.flipped):
+                    assert not start < p.begin < stop and not start < p.end < stop
+    whole = corpus.all()
+    assert sorted(covered) == whole.number_D.tolist()
     for document, cuts in covered.items():
-        length = corpus.length_D[document]
+        length = whole.length_D[document]
         edges = sorted(cuts)
         assert edges[0][0] == 0
         if long == "split":
@@ -89,42 +127,61 @@ def test_pieces_fit_and_never_cut_a_picture(corpus, long, sequence):
 
 def test_a_row_too_short_for_a_picture_is_refused(corpus):
     with pytest.raises(UserError, match=r"data.sequence: a picture of 16 latents needs rows of 20 tokens or more"):
-        Plan(corpus, config(sequence=19), rows=4, seed=1)
+        Plan(corpus, config(sequence=19), rows=4, seed=1).rows_of(0)
     Plan(corpus, config(sequence=20), rows=4, seed=1).rows_of(0)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(0, 5))
-def test_any_step_is_the_same_wherever_one_starts(corpus, steps, seed):
-    running = Plan(corpus, config(), rows=8, seed=seed)
-    undisturbed = [running.rows_of(step) for step in range(61)]
-    fresh = Plan(corpus, config(), rows=8, seed=seed)
-    for step in steps:
-        assert fresh.rows_of(step) == undisturbed[step]
-        assert len(undisturbed[step]) == 8
+@pytest.mark.parametrize("weights", [{}, {"emoji": 3, "prompts": 1, "families": 0.5, "speeches": 0}])
+@pytest.mark.parametrize("shuffle", [None, 1])
+def test_any_step_is_the_same_wherever_one_starts(corpus, weights, shuffle):
+    data = config(weights=weights, shuffle=shuffle, long="split", caption_first=0.3)
+    running = Plan(corpus, data, rows=8, seed=5)
+    undisturbed = [rows(running.rows_of(step)) for step in range(150)]
+    assert all(len(found) == 8 for found in undisturbed)
+    assert running.cursor(149).row > 256  # several windows
+    for step in (149, 3, 77, 0, 120):
+        assert rows(Plan(corpus, data, rows=8, seed=5).rows_of(step)) == undisturbed[step]
+        resumed = Plan(corpus, data, rows=8, seed=5)
+        resumed.remember(running.cursor(step))
+        assert rows(resumed.rows_of(step)) == undisturbed[step]
+        assert len(json.dumps(running.cursor(step))) < 1024
+
+
+def test_planning_goes_on_from_a_cursor_not_from_the_beginning(corpus, monkeypatch):
+    cursor = Plan(corpus, config(), rows=8, seed=0).cursor(500)
+    fresh = Plan(corpus, config(), rows=8, seed=0)
+    fresh.remember(cursor)
+    packed = []
+    monkeypatch.setattr(fresh, "_window", lambda begin: packed.append(begin) or fresh._pack(begin))
+    fresh.rows_of(500)
+    assert cursor.row > 3000 and len(packed) <= 3
 
 
 def test_the_number_of_rows_per_step_does_not_change_the_rows(corpus):
-    few, many = (Plan(corpus, config(), rows=rows, seed=0) for rows in (4, 12))
-    assert [row for step in range(6) for row in few.rows_of(step)] == [
-        r for step in range(2) for r in many.rows_of(step)
+    few, many = (Plan(corpus, config(), rows=n, seed=0) for n in (4, 12))
+    assert [row for step in range(60) for row in rows(few.rows_of(step))] == [
+        row for step in range(20) for row in rows(many.rows_of(step))
     ]
 
 
-def test_order_rests_on_content_not_on_how_shards_are_cut(corpus, documents, write_dataset):
+def test_the_order_of_paths_means_nothing(documents, write_dataset):
     half = len(documents) // 2
     paths = [write_dataset(documents[half:], 7, ("speech", "text", "image")), write_dataset(documents[:half], 33)]
-    other = Corpus.read(paths)
-    for step in (0, 3):
-        expected, found = (Plan(c, config(), rows=8, seed=0).rows_of(step) for c in (corpus, other))
-        assert names(other, found) == names(corpus, expected)
+    one, other = (Plan(Corpus.open(order), config(), rows=8, seed=0) for order in (paths, paths[::-1]))
+    for step in (0, 40):
+        assert rows(one.rows_of(step)) == rows(other.rows_of(step))
+    assert one.fingerprint == other.fingerprint
 
 
 def test_seed_and_epoch_change_the_order(corpus):
-    first = [p.document for row in Plan(corpus, config(), 8, 0).once() for p in row]
-    assert first != [p.document for row in Plan(corpus, config(), 8, 1).once() for p in row]
-    plan = Plan(corpus, config(), len(list(Plan(corpus, config(), 1, 0).once())), 0)
-    assert [p.document for row in plan.rows_of(0) for p in row] != [p.document for row in plan.rows_of(1) for p in row]
+    first, other = ([p[0] for chosen in Plan(corpus, config(), 8, s).once() for p in pieces(chosen)] for s in (0, 1))
+    assert first != other and sorted(first) == sorted(other)
+    plan = Plan(corpus, config(), 64, 0)
+    order = {}
+    for step in range(12):
+        for document, *_, epoch in pieces(plan.rows_of(step)):
+            order.setdefault(epoch, []).append(document)
+    assert order[0] != order[1]
 
 
 @settings(max_examples=10, deadline=None)
@@ -136,17 +193,18 @@ def test_token_shares_follow_the_weights(corpus, weights, long):
     plan = Plan(corpus, config(weights=weights, long=long), rows=8, seed=0)
     tokens = Counter()
     for step in range(100):
-        for row in plan.rows_of(step):
+        chosen = plan.rows_of(step)
+        for row in chosen.rows:
             for p in row:
-                tokens[corpus.sources[corpus.source_D[p.document]]] += p.end - p.begin
+                tokens[corpus.sources[chosen.documents.source_D[p.document]]] += p.end - p.begin
     for source, weight in weights.items():
         assert tokens[source] / tokens.total() == pytest.approx(weight / sum(weights.values()), abs=0.02)
 
 
 def test_a_source_of_weight_zero_is_left_out(corpus):
     plan = Plan(corpus, config(weights={"emoji": 1, "prompts": 1, "families": 0, "speeches": 0}), rows=8, seed=0)
-    documents = [p.document for step in range(20) for row in plan.rows_of(step) for p in row]
-    assert {corpus.sources[corpus.source_D[d]] for d in documents} == {"emoji", "prompts"}
+    found = {corpus.sources[s] for step in range(20) for s in plan.rows_of(step).documents.source_D.tolist()}
+    assert found == {"emoji", "prompts"}
 
 
 @pytest.mark.parametrize(
@@ -162,24 +220,27 @@ def test_wrong_weights_are_refused(corpus, weights, message):
         Plan(corpus, config(weights=weights), rows=8, seed=0)
 
 
-def test_a_weight_for_a_source_without_documents_is_refused(corpus):
-    source = corpus.sources.index("prompts")
-    kept = np.flatnonzero(corpus.source_D != source)
-    columns = {f.name: getattr(corpus, f.name)[kept] for f in fields(corpus) if f.name.endswith(("_D", "_D2"))}
+def test_a_weight_for_a_source_without_documents_is_refused(documents, write_dataset):
+    path = Path(write_dataset([d for d in documents if d.source != "prompts"]))
+    manifest = Manifest.load(path)
+    empty = replace(manifest, sources=(*manifest.sources, "prompts"), tables={**manifest.tables, "prompts": ["text"]})
+    (path / "manifest.json").write_text(empty.to_text())
+    corpus = Corpus.open([str(path)])
     with pytest.raises(UserError, match=r"data.weights: prompts: this source holds no document to train on"):
-        Plan(replace(corpus, **columns), config(weights=dict.fromkeys(corpus.sources, 1)), rows=8, seed=0)
+        Plan(corpus, config(weights=dict.fromkeys(corpus.sources, 1)), rows=8, seed=0)
 
 
 @pytest.mark.parametrize("caption_first", [0.0, 0.5, 0.8, 1.0])
 def test_captions_lead_as_often_as_asked(corpus, caption_first):
     plan = Plan(corpus, config(caption_first=caption_first), rows=8, seed=0)
-    pieces = [p for step in range(80) for row in plan.rows_of(step) for p in row]
-    assert not any(p.flipped for p in pieces if not corpus.captioned_D[p.document])
-    captioned = [p.flipped for p in pieces if corpus.captioned_D[p.document]]
+    whole = corpus.all()
+    found = [p for step in range(80) for p in pieces(plan.rows_of(step))]
+    assert not any(flipped for document, _, _, flipped, _ in found if not whole.captioned_D[document])
+    captioned = [flipped for document, _, _, flipped, _ in found if whole.captioned_D[document]]
     expected = 1 - caption_first
     assert abs(np.mean(captioned) - expected) <= 4 * (expected * caption_first / len(captioned)) ** 0.5
     if 0 < caption_first < 1:  # the same document stands both ways round in different epochs
-        ways = {(p.document, p.flipped) for p in pieces}
+        ways = {(document, flipped) for document, _, _, flipped, _ in found}
         assert len({d for d, _ in ways}) < len(ways)
 
 
@@ -190,10 +251,9 @@ def test_windows_leave_little_padding(corpus):
 
 def test_no_batch_is_all_of_one_kind(corpus):
     plan = Plan(corpus, config(), rows=16, seed=0)
-    longest = np.sort(corpus.length_D)[-40:].sum() / corpus.length_D.sum()
-    for step in range(20):
-        lengths = np.array([p.end - p.begin for row in plan.rows_of(step) for p in row])
-        assert 0 < lengths[lengths > 200].sum() < (longest + 0.3) * lengths.sum()
+    for step in range(40):
+        lengths = np.array([end - begin for _, begin, end, *_ in pieces(plan.rows_of(step))])
+        assert 0 < lengths[lengths > 200].sum() < 0.9 * lengths.sum()
 
 
 def test_fingerprint_tells_orders_apart(corpus, documents, write_dataset):
@@ -203,6 +263,7 @@ def test_fingerprint_tells_orders_apart(corpus, documents, write_dataset):
         Plan(corpus, config(), rows=8, seed=1),
         Plan(corpus, config(), rows=16, seed=0),
         Plan(corpus, config(caption_first=0.4), rows=8, seed=0),
-        Plan(Corpus.read([write_dataset(documents[1:])]), config(), rows=8, seed=0),
+        Plan(corpus, config(shuffle=3), rows=8, seed=0),
+        Plan(Corpus.open([write_dataset(documents[1:])]), config(), rows=8, seed=0),
     ]
-    assert len({p.fingerprint for p in [plan, *others]}) == 5
+    assert len({p.fingerprint for p in [plan, *others]}) == 6

@@ -20,7 +20,7 @@ from motet.trainer.vocabulary import Towers, Vocabulary
 
 @pytest.fixture(scope="module")
 def corpus(dataset) -> Corpus:
-    return Corpus.read([dataset])
+    return Corpus.open([dataset])
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def test_batches_in_sequence_order_are_the_documents_one_after_another(corpus, d
     stream = stream_of(corpus, long=long, towers=towers)
     sequence = stream.plan.data.sequence
     for step in range(6):
-        rows = stream.plan.rows_of(step)
+        chosen = stream.plan.rows_of(step)
+        rows = chosen.rows
         for at, batch in zip(range(0, 8, 4), stream.micro_batches(step, micro_rows=4), strict=True):
             ids, positions, document_of, block_of, labels, label_modality = (
                 in_sequence(batch, x)
@@ -89,7 +90,7 @@ def test_batches_in_sequence_order_are_the_documents_one_after_another(corpus, d
             for r, row in enumerate(rows[at : at + 4]):
                 t = r * sequence
                 for piece in row:
-                    sample_id = corpus.sample_D2[piece.document].astype(">u8").tobytes()
+                    sample_id = chosen.documents.sample_D2[piece.document].astype(">u8").tobytes()
                     tokens = rendered(by_id[sample_id], piece.flipped, vocabulary)[piece.begin : piece.end]
                     number = document_of[t]
                     assert number > 0 and number not in numbers
@@ -127,7 +128,10 @@ def test_ranks_together_see_the_global_batch(corpus):
         for world in (1, 2, 4, 8):
             seen = [None] * 8
             for rank in range(world):
-                seen[rank::world] = stream.micro_batches(step, rank, world, micro_rows=1)
+                mine = stream.share(step, rank, world)
+                assert len(mine) == 8 // world
+                for row, batch in zip(mine, stream.micro_batches(step, rank, world, micro_rows=1), strict=True):
+                    seen[row] = batch
             assert all(same(a, b) for a, b in zip(seen, alone, strict=True))
 
 
@@ -167,14 +171,16 @@ def drawn(stream: Stream, steps: int) -> dict[tuple, tuple[int, bytes]]:
     """(document, epoch, position) of each picture -> (its one diffusion step, its noise)."""
     found = {}
     for step in range(steps):
-        for row, batch in zip(stream.plan.rows_of(step), stream.micro_batches(step), strict=True):
+        chosen = stream.plan.rows_of(step)
+        for row, batch in zip(chosen.rows, stream.micro_batches(step), strict=True):
             block_N = batch.block_T[batch.latent_row_N]
             for block in block_N.unique().tolist():
                 mine = block_N == block
                 (time,) = batch.time_N[mine].unique().tolist()
                 first = batch.latent_row_N[mine][0]
                 piece = row[int(batch.document_T[first]) - int(batch.document_T[batch.document_T > 0].min())]
-                found[(*piece, int(batch.position_T[first]))] = time, batch.noise_ND[mine].numpy().tobytes()
+                number = int(chosen.documents.number_D[piece.document])
+                found[(number, *piece[1:], int(batch.position_T[first]))] = time, batch.noise_ND[mine].numpy().tobytes()
     return found
 
 
@@ -204,7 +210,7 @@ def test_only_a_picture_that_leads_its_caption_gets_small_times(vocabulary, docu
     led = [dataclasses.replace(d, source="led", spans=d.spans[::-1]) for d in emoji[:60]]
     pairs = [dataclasses.replace(d, source="pairs", spans=(d.spans[1], d.spans[1])) for d in emoji[60:]]
     for made, highest in ((led, 500), (pairs, 1000)):
-        stream = stream_of(Corpus.read([write_dataset(made)]), caption_first=0.0)
+        stream = stream_of(Corpus.open([write_dataset(made)]), caption_first=0.0)
         times = [time for (*_, position), (time, _) in drawn(stream, 60).items() if position == 2]  # after bos, begin
         assert 0.9 * highest < max(times) < highest
 
@@ -218,7 +224,7 @@ def test_held_out_batches_are_one_fixed_pass(dataset, vocabulary):
 
     found = batches()
     assert all(batch.rows == 4 for batch in found)
-    assert sum(int((b.ids_T == vocabulary.bos).sum()) for b in found) == len(corpus)
+    assert sum(int((b.ids_T == vocabulary.bos).sum()) for b in found) == len(corpus.all())
     assert all(same(a, b) for a, b in zip(found, batches(weights={"emoji": 1}), strict=True))
     assert all(same(a, b) for a, b in zip(batches(limit=8), found[:2], strict=True))
     (filled,) = batches(limit=3)
@@ -229,7 +235,7 @@ def test_held_out_batches_are_one_fixed_pass(dataset, vocabulary):
 def test_a_model_that_knows_more_modalities_reads_data_with_fewer(vocabulary, documents, write_dataset):
     speeches = [d for d in documents if d.source == "speeches"]
     specs = {"text": vocabulary.tokenizers["text"]}
-    corpus = Corpus.read([write_dataset(speeches, modalities=("text",), specs=specs)])
+    corpus = Corpus.open([write_dataset(speeches, modalities=("text",), specs=specs)])
     stream = Stream(Plan(corpus, config(), 4, 0), vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
     (batch,) = stream.micro_batches(0, micro_rows=4)
     assert batch.counts == (800, 0, 0) and batch.latents_ND.shape == (0, 12)

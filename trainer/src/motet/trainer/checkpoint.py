@@ -28,6 +28,7 @@ from motet.tokenizers.durable import sync
 
 from .config import TrainConfig
 from .model.mot import MoT
+from .plan import Cursor
 from .vocabulary import Towers, Vocabulary
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -43,7 +44,7 @@ class State:
     """What a checkpoint knows besides tensors: JSON.
 
     Attributes:
-        step: steps done; the next one's number. The stream's cursor is this alone.
+        step: steps done; the next one's number. cursor: of the window of documents that it begins in.
         tokens: trained on so far.
         fingerprint: of the stream: which data, in which order.
         threads: CPU threads of the process that wrote it.
@@ -54,6 +55,7 @@ class State:
     step: int
     tokens: int
     fingerprint: str
+    cursor: Cursor
     threads: int
     vocabulary: dict[str, Any]
     config: dict[str, Any]
@@ -106,7 +108,8 @@ def read_state(path: Path) -> State:
     try:
         data = json.loads((path / STATE).read_bytes())
         told = data.pop("hash")
-        state = State(**data)
+        row, taken, tokens = data["cursor"]
+        state = State(**{**data, "cursor": Cursor(row, tuple(taken), tuple(tokens))})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, STATE, f"cannot be read ({type(error).__name__})") from None
     if content_hash(data) != told:

@@ -31,6 +31,8 @@ class DataConfig(Settings):
         weights: share of the tokens that each source gets; empty = in proportion to what there is.
         caption_first: how often a captioned picture or recording stands after its caption (generation); else before it
             (captioning).
+        shuffle: how many blocks of 512 documents are shuffled together; None = all documents of a source. A few dozen keep
+            what is read at a time small, where shards are far away.
         long: what becomes of documents longer than a row: cut off, or split over several rows.
     """
 
@@ -39,6 +41,7 @@ class DataConfig(Settings):
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.02
     weights: dict[str, Weight] = Field(default_factory=dict)
     caption_first: Share = 0.5
+    shuffle: Count | None = None
     long: Literal["truncate", "split"] = "truncate"
 
 

@@ -1,118 +1,58 @@
-"""Token datasets as one table of documents and one of spans, over memory-mapped shards.
+"""Token datasets as training sees them: documents by number, read when they are asked for.
 
-    manifests --`Corpus.read`--> documents (source, id, length) and spans (modality, length, place) --`split`--> train | heldout
+    paths --`Corpus.open`--> split: train | heldout --order of an epoch--> `Corpus.read` --> `Documents`, a table in memory
 
-Every record batch is checked against the manifest's hash when it is first touched, here, so that a damaged shard stops
-training by name before the first step. Tokens and latents stay in the mapped files; tables are numpy columns, filled a
-record batch at a time.
+A document is held out by the hash of its content, which stands in its sample id, so whoever reads it knows; nothing has to
+be counted in advance. `Documents` holds a few thousand at a time: what rows are packed from and rendered of.
 
-Letters: D documents, S spans, K record batches.
+Letters: D documents of a table, S their spans, T their ids, V their latent vectors.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 
-from motet.pipeline.manifest import Manifest
-from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import TokenizerSpec
 
-from .vocabulary import TEXT
+from . import loops
+from .records import Records
 
-MARKS = 2
-"""Markers round a document (bos, eos), and round a span that is not text (begin, end)."""
+Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True, eq=False)
-class Corpus:
-    """Documents that training or evaluation reads; use `Corpus.open`.
+class Documents:
+    """Some documents, read.
 
     Attributes:
-        tokenizers: what encoded each modality. modalities: text first, then the others by name.
-        sources: names, sorted. shard_hashes: of all files, sorted: what the order of documents rests on.
-        sample_D2: uint64; the two halves of each document's sample id: hash of its content, hash of its place.
-        source_D: int16, index into `sources`.
+        modalities: what `modality_S` indexes: text first, then the others by name.
+        number_D: int64, in the corpus. sample_D2: uint64; the two halves of each document's sample id: hash of its content, hash of its place.
+        source_D: int16, index into the corpus's sources.
         length_D: int64; rendered tokens, markers included.
-        batch_D: int32; the record batch that holds the document.
-        span_D, spans_D: int64, int32; the document's first span, and how many it has.
-        modality_S: uint8, index into `modalities`. length_S: int64, tokens.
-        at_S: int64; where the span starts in its record batch's `tokens_K` or `latents_K`.
-        tokens_K: the discrete ids of each record batch, flat. latents_K: float16 [n, latent_dim]; both mapped.
+        span_D, spans_D: int64; the document's first span, and how many it has.
+        modality_S: uint8. length_S: int64, tokens. at_S: int64; where the span starts in `tokens_T` or `latents_VW`.
+        tokens_T: uint32, the tokenizers' own ids. latents_VW: float16.
+        continuous: whether each modality is given as latents.
     """
 
-    tokenizers: Mapping[str, TokenizerSpec]
     modalities: tuple[str, ...]
-    sources: tuple[str, ...]
-    shard_hashes: tuple[str, ...]
+    continuous: tuple[bool, ...]
+    number_D: np.ndarray
     sample_D2: np.ndarray
     source_D: np.ndarray
     length_D: np.ndarray
-    batch_D: np.ndarray
     span_D: np.ndarray
     spans_D: np.ndarray
     modality_S: np.ndarray
     length_S: np.ndarray
     at_S: np.ndarray
-    tokens_K: tuple[np.ndarray, ...]
-    latents_K: tuple[np.ndarray, ...]
-
-    @classmethod
-    def open(cls, paths: Sequence[str], split: Literal["train", "heldout"], holdout: float) -> Corpus:
-        """One split of the token datasets at `paths`; DamagedShard names a shard whose bytes are not what was written."""
-        return cls.read(paths).split(split, holdout)
-
-    @classmethod
-    def read(cls, paths: Sequence[str]) -> Corpus:
-        """All documents of the token datasets at `paths`."""
-        manifests = [Manifest.load(path) for path in paths]
-        tokenizers = _agreed(paths, manifests)
-        modalities = (TEXT, *sorted(m for m in tokenizers if m != TEXT))
-        sources = tuple(sorted({source for manifest in manifests for source in manifest.sources}))
-        shards = [(m, entry) for m in manifests for entry in m.shards if entry.file]  # none where all was rejected
-        tables: list[dict[str, np.ndarray]] = []
-        continuous = [m for m in modalities if _continuous(tokenizers, m)]
-        for manifest, entry in shards:
-            shard = manifest.open_shard(entry)
-            known = np.array([modalities.index(m) for m in shard.header.modalities], np.uint8)
-            for i in range(shard.num_batches):
-                table = _table(shard.batch(i), known, continuous, modalities)
-                table["source_D"] = np.full(len(table["length_D"]), sources.index(entry.source), np.int16)
-                tables.append(table)
-        if not any(len(table["length_S"]) for table in tables):
-            raise UserError(f"data.paths: {', '.join(paths)}: holds no documents")
-        sizes_K = np.array([len(table["length_D"]) for table in tables])
-        columns = {name: np.concatenate([t[name] for t in tables]) for name in tables[0] if not name.endswith("_K")}
-        spans_D = columns["spans_D"]
-        return cls(
-            tokenizers=tokenizers,
-            modalities=modalities,
-            sources=sources,
-            shard_hashes=tuple(sorted(entry.hash for _, entry in shards)),
-            batch_D=np.repeat(np.arange(len(tables), dtype=np.int32), sizes_K),
-            span_D=np.cumsum(spans_D, dtype=np.int64) - spans_D,
-            tokens_K=tuple(t["tokens_K"] for t in tables),
-            latents_K=tuple(t["latents_K"] for t in tables),
-            **columns,
-        )
-
-    def split(self, split: Literal["train", "heldout"], holdout: float) -> Corpus:
-        """The documents whose content hash, as a fraction of its range, lies at or over `holdout`, or under it.
-
-        Equal content falls on the same side wherever it stands.
-        """
-        under_D = self.sample_D2[:, 0] < np.uint64(min(int(holdout * 2.0**64), 2**64 - 1))
-        keep_D = under_D if split == "heldout" else ~under_D
-        if split == "train" and not keep_D.any():
-            raise UserError(f"data.holdout: {holdout} leaves none of {len(self)} documents to train on; lower it")
-        names = [f.name for f in dataclasses.fields(self) if f.name.endswith(("_D", "_D2"))]
-        return dataclasses.replace(self, **{name: getattr(self, name)[keep_D] for name in names})
+    tokens_T: np.ndarray
+    latents_VW: np.ndarray
 
     def __len__(self) -> int:
         return len(self.length_D)
@@ -130,71 +70,122 @@ class Corpus:
         text_S = self.modality_S == 0
         return two_D & text_S[first_D] & ~text_S[first_D + two_D]
 
-    @cached_property
-    def longest_latents(self) -> int:
-        """Most latent vectors in one span: a picture is never cut, so a row must hold it."""
-        latent_M = np.array([_continuous(self.tokenizers, m) for m in self.modalities])
-        return int(self.length_S[latent_M[self.modality_S]].max(initial=0))
+    @classmethod
+    def joined(cls, tables: Sequence[Documents]) -> Documents:
+        """Several tables, one after another."""
+        if len(tables) == 1:
+            return tables[0]
+        one = tables[0]
+        spans = np.cumsum([0, *(len(t.length_S) for t in tables[:-1])])
+        ids = np.cumsum([0, *(len(t.tokens_T) for t in tables[:-1])])
+        vectors = np.cumsum([0, *(len(t.latents_VW) for t in tables[:-1])])
+        latent_M = np.array(one.continuous)
+        at = [t.at_S + np.where(latent_M[t.modality_S], v, i) for t, i, v in zip(tables, ids, vectors, strict=True)]
+        names = (
+            "number_D",
+            "sample_D2",
+            "source_D",
+            "length_D",
+            "spans_D",
+            "modality_S",
+            "length_S",
+            "tokens_T",
+            "latents_VW",
+        )
+        return cls(
+            modalities=one.modalities,
+            continuous=one.continuous,
+            span_D=np.concatenate([t.span_D + s for t, s in zip(tables, spans, strict=True)]),
+            at_S=np.concatenate(at),
+            **{name: np.concatenate([getattr(t, name) for t in tables]) for name in names},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """The documents of one split of token datasets.
+
+    Attributes:
+        records: their record batches. split, holdout: which documents belong to it: see `belongs`.
+    """
+
+    records: Records
+    split: Split | None = None
+    holdout: float = 0.0
+
+    @classmethod
+    def open(cls, paths: Sequence[str], split: Split | None = None, holdout: float = 0.0) -> Corpus:
+        """One split of the token datasets at `paths`; None: all of it."""
+        return cls(Records.open(paths), split, holdout)
+
+    @property
+    def tokenizers(self) -> Mapping[str, TokenizerSpec]:
+        """What encoded each modality."""
+        return self.records.tokenizers
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Text first, then the others by name."""
+        return self.records.modalities
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names, sorted."""
+        return self.records.sources
+
+    def belongs(self, hash_N: np.ndarray) -> np.ndarray:
+        """bool: documents whose content hash, as a fraction of its range, lies under `holdout` are held out, others not.
+
+        Equal content falls on the same side wherever it stands.
+        """
+        if self.split is None:
+            return np.ones(len(hash_N), bool)
+        under_N = hash_N < np.uint64(min(int(self.holdout * 2.0**64), 2**64 - 1))
+        return under_N if self.split == "heldout" else ~under_N
+
+    def survey(self, document_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which documents belong to this split (bool), their rendered lengths, and their tokens by modality [N, M]."""
+        id_N2, length_N, count_NM, *_ = loops.survey(*self._args(document_N), len(self.modalities))
+        return self.belongs(id_N2[:, 0]), length_N, count_NM
+
+    def read(self, document_N: np.ndarray) -> Documents:
+        """These documents, whichever split they belong to."""
+        records, arguments = self.records, self._args(document_N)
+        id_N2, length_N, _, spans_N, ids_N, latents_N = loops.survey(*arguments, len(self.modalities))
+        spans = int(spans_N.sum())
+        modality_S, length_S, at_S = np.empty(spans, np.uint8), np.empty(spans, np.int64), np.empty(spans, np.int64)
+        tokens_T = np.empty(int(ids_N.sum()), np.uint32)
+        latents_VW = np.empty((int(latents_N.sum()), records.width), np.uint16)
+        loops.copy(
+            *arguments, records.wide_P, records.latent, records.width, modality_S, length_S, at_S, tokens_T, latents_VW
+        )
+        return Documents(
+            modalities=self.modalities,
+            continuous=tuple(i == records.latent for i in range(len(self.modalities))),
+            number_D=document_N,
+            sample_D2=id_N2,
+            source_D=(np.searchsorted(records.begin, document_N, side="right") - 1).astype(np.int16),
+            length_D=length_N,
+            span_D=np.cumsum(spans_N) - spans_N,
+            spans_D=spans_N,
+            modality_S=modality_S,
+            length_S=length_S,
+            at_S=at_S,
+            tokens_T=tokens_T,
+            latents_VW=latents_VW.view(np.float16),
+        )
+
+    def all(self) -> Documents:
+        """Every document of the split, source by source."""
+        document_N = np.arange(self.records.begin[-1])
+        return self.read(document_N[self.survey(document_N)[0]])
+
+    def _args(self, document_N: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (*self.records.touch(document_N), self.records.known_PM)
 
 
 def scramble(words: np.ndarray) -> np.ndarray:
-    """A one-to-one scrambling of uint64 (the finalizer of splitmix64): random bits that depend on the input alone."""
+    """`loops.mix` of many: random bits that depend on the input alone."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
-
-
-def _continuous(tokenizers: Mapping[str, TokenizerSpec], modality: str) -> bool:
-    return modality in tokenizers and tokenizers[modality].kind == "continuous"
-
-
-def _agreed(paths: Sequence[str], manifests: Sequence[Manifest]) -> dict[str, TokenizerSpec]:
-    """The tokenizer of each modality; all datasets must have used the same."""
-    agreed: dict[str, TokenizerSpec] = {}
-    for path, manifest in zip(paths, manifests, strict=True):
-        for modality, spec in manifest.tokenizers.items():
-            if agreed.setdefault(modality, spec).hash != spec.hash:
-                raise UserError(
-                    f"data.paths: {path}: {modality} was encoded by {spec.name} {spec.hash[:12]}, in another dataset by "
-                    f"{agreed[modality].name} {agreed[modality].hash[:12]}; tokenize both with one tokenizer"
-                )
-    return agreed
-
-
-def _table(
-    batch: pa.RecordBatch, known: np.ndarray, continuous: Sequence[str], modalities: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """The columns of one record batch: D and S columns of `Corpus`, and its tokens and latents.
-
-    `known` maps the shard's modality table to the corpus's.
-    """
-    rows = batch.num_rows
-    sample = np.frombuffer(batch.column("sample_id").buffers()[1], ">u8", count=2 * rows)
-    offset_D1 = batch.column("span_end").offsets.to_numpy()
-    end_S = batch.column("span_end").values.to_numpy()
-    modality_S = known[batch.column("span_modality").values.to_numpy()]
-
-    begin_S = np.zeros_like(end_S)
-    begin_S[1:] = end_S[:-1]
-    begin_S[offset_D1[:-1][np.diff(offset_D1) > 0]] = 0
-    length_S = (end_S - begin_S).astype(np.int64)
-    latent_S = np.isin(modality_S, [modalities.index(m) for m in continuous])
-    # Documents lie one after another in the flat tokens, and so do their latents.
-    discrete_S, vectors_S = np.where(latent_S, 0, length_S), np.where(latent_S, length_S, 0)
-    at_S = np.where(latent_S, np.cumsum(vectors_S) - vectors_S, np.cumsum(discrete_S) - discrete_S)
-
-    rendered_S1 = np.concatenate(([0], np.cumsum(length_S + MARKS * (modality_S != 0))))
-    has_latents = "latents" in batch.schema.names
-    latents = batch.column("latents").values if has_latents else None
-    return {
-        "sample_D2": sample.reshape(rows, 2).astype(np.uint64),
-        "length_D": np.diff(rendered_S1[offset_D1]) + MARKS,
-        "spans_D": np.diff(offset_D1),
-        "modality_S": modality_S,
-        "length_S": length_S,
-        "at_S": at_S,
-        "tokens_K": batch.column("tokens").values.to_numpy(),
-        "latents_K": latents.flatten().to_numpy().reshape(len(latents), -1)
-        if latents
-        else np.empty((0, 0), np.float16),
-    }

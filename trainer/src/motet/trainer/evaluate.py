@@ -27,6 +27,7 @@ from .corpus import Corpus
 from .folder import write_whole
 from .objective import DIFFUSION, losses
 from .plan import Plan
+from .records import Records
 from .render import Noise
 from .stream import Stream, heldout_batches
 from .vocabulary import Vocabulary
@@ -53,15 +54,16 @@ def evaluate(path: str | Path, rows: int = 512) -> dict[str, Any]:
     """
     trained = open_model(Path(path))
     config, vocabulary = trained.config, trained.vocabulary
-    corpus = Corpus.read(config.data.paths)
-    vocabulary.check(corpus.tokenizers, "data.paths")
-    unseen = corpus.split("heldout", config.data.holdout)
-    if not len(unseen):
-        raise UserError(f"data.holdout: {config.data.holdout} holds out none of {len(corpus)} documents; raise it")
+    records = Records.open(config.data.paths)
+    vocabulary.check(records.tokenizers, "data.paths")
+    unseen = Corpus(records, "heldout", config.data.holdout)
     noise_steps = config.objective.noise_steps
     batches = list(
         heldout_batches(unseen, vocabulary, trained.towers, config.data, config.micro_rows, noise_steps, rows)
     )
+    if not batches:
+        total = records.begin[-1]
+        raise UserError(f"data.holdout: {config.data.holdout} holds out none of {total} documents; raise it")
 
     names, class_V = _classes(vocabulary)
     finer = [_relabel(batch, names, class_V) for batch in batches]
@@ -72,7 +74,7 @@ def evaluate(path: str | Path, rows: int = 512) -> dict[str, Any]:
         heldout_tally(model.to(device), finer, config.objective, names)
         for model in (trained.model, new_model(config, vocabulary, trained.towers))
     ]
-    plan = Plan(corpus.split("train", config.data.holdout), config.data, config.rows, config.seed)
+    plan = Plan(Corpus(records, "train", config.data.holdout), config.data, config.rows, config.seed)
     seen = Stream(plan, vocabulary, trained.towers, Noise(config.seed, noise_steps))
     known_V = _label_counts(seen.once(1, UNIGRAM_TOKENS // config.data.sequence), vocabulary.size)
     unigram_K = _unigram_nats(_label_counts(batches, vocabulary.size), known_V, class_V)

@@ -52,6 +52,12 @@ class Parameters:
         return self.body + self.gains + self.embedding + self.latent
 
 
+def pair_cost(config: ModelConfig, vocabulary: int) -> float:
+    """What attention to one earlier token costs, relative to all else that a token costs."""
+    D = config.dim
+    return 4 * config.layers * D / (2 * (config.layers * _layer(config) + vocabulary * D))
+
+
 def parameters(config: ModelConfig, towers: int, vocabulary: int, latent_dim: int = 0) -> Parameters:
     """Parameters of a model, by kind."""
     D, C = config.dim, config.dim // config.heads

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -75,10 +75,10 @@ def read(out: Path) -> Iterator[Row]:
                 yield json.loads(line)
 
 
-def hash_of_rows(batch: GroupedBatch, first: int, stride: int) -> int:
+def hash_of_rows(batch: GroupedBatch, rows: Sequence[int]) -> int:
     """Which tokens and latents stand in which row of the global batch, as a signed 64-bit number.
 
-    Row b of `batch` is row first + b * stride of the global batch. Hashes of rows add up (modulo 2^64), so that the
+    Row b of `batch` is row rows[b] of the global batch. Hashes of rows add up (modulo 2^64), so that the
     global batch's is the sum over micro-batches and ranks, however the rows were shared out. `batch` is on the CPU.
     """
     order_T = batch.order_T.numpy()
@@ -89,7 +89,7 @@ def hash_of_rows(batch: GroupedBatch, first: int, stride: int) -> int:
     total = 0
     for b, token_S3 in enumerate(token_T3.reshape(batch.rows, batch.sequence, 3)):
         mine_N = row_N == b
-        state = xxhash.xxh3_64((first + b * stride).to_bytes(8, "little") + token_S3.tobytes())
+        state = xxhash.xxh3_64(rows[b].to_bytes(8, "little") + token_S3.tobytes())
         for values in (latents_ND, noise_ND, time_N):
             state.update(values[mine_N].tobytes())
         total += state.intdigest()

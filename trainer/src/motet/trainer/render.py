@@ -5,15 +5,14 @@
 
 A document is rendered as `bos`, for each span `begin` body `end` (a text span is its body alone), `eos`; a piece is a
 stretch of that. A segment is one marker or one body, clipped to its piece. Tables of segments are small, so only the
-last step touches tokens, and it does so in whole-array operations: one copy per span out of the mapped shard, then
-offsets into the vocabulary, positions and numbers by repetition.
+last step touches tokens, and it does so in whole-array operations: ids and latents by their places, then offsets into
+the vocabulary, positions and numbers by repetition.
 
 Letters: P pieces, Z spans of those pieces, G segments, L tokens in all, N latents of width D.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,9 +21,9 @@ import numpy as np
 from motet.tokenizers.contract import content_hash
 
 from .batch import Packed
-from .corpus import Corpus
+from .corpus import Documents
 from .objective import DIFFUSION
-from .plan import Piece, Row
+from .plan import Piece, Rows
 from .vocabulary import Vocabulary
 
 
@@ -57,9 +56,10 @@ class Segments:
     """What stands in the rows, in reading order.
 
     Attributes:
+        documents: what `document_P` and `span_G` count in.
         document_P, begin_P, end_P, epoch_P, flipped_P, row_P: the pieces and the rows that hold them.
         piece_G: the piece of each segment.
-        span_G: its span in the corpus if it is a body, else -1.
+        span_G: its span in `documents` if it is a body, else -1.
         marker_G: the marker's id, pad for a body.
         modality_G: index into the vocabulary's modalities; text (0) for markers.
         closes_G: bool; the segment is the end marker of a continuous span, which is not learnt.
@@ -68,6 +68,7 @@ class Segments:
         first_G: bool; the piece's first token stands in it.
     """
 
+    documents: Documents
     document_P: np.ndarray
     begin_P: np.ndarray
     end_P: np.ndarray
@@ -84,19 +85,20 @@ class Segments:
     first_G: np.ndarray
 
 
-def lay_out(corpus: Corpus, vocabulary: Vocabulary, rows: Sequence[Row]) -> Segments:
+def lay_out(vocabulary: Vocabulary, chosen: Rows) -> Segments:
     """The segments of these rows."""
+    documents, rows = chosen.documents, chosen.rows
     pieces = [piece for row in rows for piece in row]
     document_P, begin_P, end_P, flipped_P, epoch_P = np.array(pieces, np.int64).reshape(-1, len(Piece._fields)).T
-    spans_P = corpus.spans_D[document_P].astype(np.int64)
+    spans_P = documents.spans_D[document_P].astype(np.int64)
 
     # The spans of each piece's document, in reading order.
     piece_Z = np.repeat(np.arange(len(pieces)), spans_P)
     nth_Z = _count_within(spans_P)
     stored_Z = np.where(flipped_P[piece_Z] > 0, spans_P[piece_Z] - 1 - nth_Z, nth_Z)
-    span_Z = corpus.span_D[document_P[piece_Z]] + stored_Z
-    known = np.array([vocabulary.modalities.index(m) for m in corpus.modalities], np.int64)
-    modality_Z = known[corpus.modality_S[span_Z]]
+    span_Z = documents.span_D[document_P[piece_Z]] + stored_Z
+    known = np.array([vocabulary.modalities.index(m) for m in documents.modalities], np.int64)
+    modality_Z = known[documents.modality_S[span_Z]]
 
     # Of each piece: bos, three segments per span (text has empty markers), eos.
     segments_P = 2 + 3 * spans_P
@@ -105,7 +107,7 @@ def lay_out(corpus: Corpus, vocabulary: Vocabulary, rows: Sequence[Row]) -> Segm
     G = int(segments_P.sum())
     length_G, span_G, modality_G = np.ones(G, np.int64), np.full(G, -1), np.zeros(G, np.int64)
     marker_G, closes_G = np.full(G, vocabulary.pad, np.int64), np.zeros(G, bool)
-    length_G[body_Z], span_G[body_Z], modality_G[body_Z] = corpus.length_S[span_Z], span_Z, modality_Z
+    length_G[body_Z], span_G[body_Z], modality_G[body_Z] = documents.length_S[span_Z], span_Z, modality_Z
     length_G[body_Z - 1] = length_G[body_Z + 1] = modality_Z != 0
     marker_G[first_P], marker_G[first_P + segments_P - 1] = vocabulary.bos, vocabulary.eos
     for mark, ids in ((-1, vocabulary.begin), (1, vocabulary.end)):
@@ -121,6 +123,7 @@ def lay_out(corpus: Corpus, vocabulary: Vocabulary, rows: Sequence[Row]) -> Segm
     until_G = np.clip(at_G + length_G, begin_P[piece_G], end_P[piece_G])
     keep_G = until_G > from_G
     return Segments(
+        documents=documents,
         document_P=document_P,
         begin_P=begin_P,
         end_P=end_P,
@@ -152,10 +155,10 @@ def label_counts(segments: Segments, vocabulary: Vocabulary) -> dict[str, int]:
     return counts
 
 
-def render(corpus: Corpus, vocabulary: Vocabulary, rows: Sequence[Row], sequence: int, noise: Noise) -> Packed:
+def render(vocabulary: Vocabulary, rows: Rows, sequence: int, noise: Noise) -> Packed:
     """The rows as flat arrays in sequence order; places that no piece fills are padding."""
-    s = lay_out(corpus, vocabulary, rows)
-    T = len(rows) * sequence
+    s = lay_out(vocabulary, rows)
+    T = len(rows.rows) * sequence
     length_P = s.end_P - s.begin_P
     column_P = np.cumsum(length_P) - length_P
     if len(length_P):
@@ -169,8 +172,7 @@ def render(corpus: Corpus, vocabulary: Vocabulary, rows: Sequence[Row], sequence
     latent_G = (s.span_G >= 0) & (s.modality_G == latent)
     codes_G = (s.span_G >= 0) & ~latent_G
     codes_L = np.repeat(codes_G, s.length_G)
-    tokens = _slices(corpus, corpus.tokens_K, s, codes_G)
-    if tokens:
+    if codes_G.any():
         # Id in the vocabulary: the tokenizer's own plus the base of its codebook, the codebooks taking turns.
         books_M = np.array([max(len(vocabulary.base[m]), 1) for m in vocabulary.modalities])
         base_MK = np.zeros((len(books_M), books_M.max()), np.int64)
@@ -178,9 +180,9 @@ def render(corpus: Corpus, vocabulary: Vocabulary, rows: Sequence[Row], sequence
             base_MK[m, : len(vocabulary.base[modality])] = vocabulary.base[modality]
         modality_C = np.repeat(s.modality_G[codes_G], s.length_G[codes_G])
         book_C = (np.repeat(s.skip_G, s.length_G) + within_L)[codes_L] % books_M[modality_C]
-        ids_L[codes_L] = np.concatenate(tokens, dtype=np.int64) + base_MK[modality_C, book_C]
+        ids_L[codes_L] = s.documents.tokens_T[_places(s, codes_G)] + base_MK[modality_C, book_C]
 
-    latents_ND, noise_ND, time_N = _latents(corpus, vocabulary, s, latent_G, noise)
+    latents_ND, noise_ND, time_N = _latents(vocabulary, s, latent_G, noise)
 
     def place(values_L: np.ndarray, dtype: type, empty: int = 0) -> np.ndarray:
         values_T: np.ndarray = np.full(T, empty, dtype)
@@ -201,38 +203,37 @@ def render(corpus: Corpus, vocabulary: Vocabulary, rows: Sequence[Row], sequence
 
 
 def _latents(
-    corpus: Corpus, vocabulary: Vocabulary, s: Segments, latent_G: np.ndarray, noise: Noise
+    vocabulary: Vocabulary, s: Segments, latent_G: np.ndarray, noise: Noise
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(latents, noise, diffusion step) of the pictures in the rows."""
-    clean = [vectors.astype(np.float32) for vectors in _slices(corpus, corpus.latents_K, s, latent_G)]
-    if not clean:
+    documents, length_N = s.documents, s.length_G[latent_G]
+    if not len(length_N):
         empty = np.empty((0, vocabulary.latent_dim), np.float32)
         return empty, empty.copy(), np.empty(0, np.int64)
     piece_N = s.piece_G[latent_G]
     document_N = s.document_P[piece_N]
-    nth_N = s.span_G[latent_G] - corpus.span_D[document_N]
-    two_N = corpus.spans_D[document_N] == 2
-    other_N = np.where(two_N, corpus.span_D[document_N] + 1 - nth_N, s.span_G[latent_G])
+    nth_N = s.span_G[latent_G] - documents.span_D[document_N]
+    two_N = documents.spans_D[document_N] == 2
+    other_N = np.where(two_N, documents.span_D[document_N] + 1 - nth_N, s.span_G[latent_G])
     leads_N = nth_N == s.flipped_P[piece_N]  # of two spans, the first as read
-    early_N = two_N & leads_N & (corpus.modality_S[other_N] == 0)
-    columns = (s.epoch_P[piece_N], corpus.key_D[document_N], nth_N, early_N)
+    early_N = two_N & leads_N & (documents.modality_S[other_N] == 0)
+    columns = (s.epoch_P[piece_N], documents.key_D[document_N], nth_N, early_N, length_N)
     drawn = [
-        noise.draw(epoch, document, nth, vectors.shape, early)
-        for epoch, document, nth, early, vectors in zip(*(c.tolist() for c in columns), clean, strict=True)
+        noise.draw(epoch, document, nth, (length, vocabulary.latent_dim), early)
+        for epoch, document, nth, early, length in zip(*(c.tolist() for c in columns), strict=True)
     ]
     return (
-        np.concatenate(clean),
+        documents.latents_VW[_places(s, latent_G)].astype(np.float32),
         np.concatenate([normal for _, normal in drawn]),
-        np.repeat(np.array([time for time, _ in drawn], np.int64), [len(vectors) for vectors in clean]),
+        np.repeat(np.array([time for time, _ in drawn], np.int64), length_N),
     )
 
 
-def _slices(corpus: Corpus, values_K: Sequence[np.ndarray], s: Segments, chosen_G: np.ndarray) -> list[np.ndarray]:
-    """The stretch of each chosen body in its record batch's `values_K`: views of the mapped shards."""
-    batch = corpus.batch_D[s.document_P[s.piece_G[chosen_G]]]
-    start = corpus.at_S[s.span_G[chosen_G]] + s.skip_G[chosen_G]
-    stop = start + s.length_G[chosen_G]
-    return [values_K[k][a:b] for k, a, b in zip(batch.tolist(), start.tolist(), stop.tolist(), strict=True)]
+def _places(s: Segments, chosen_G: np.ndarray) -> np.ndarray:
+    """Where the ids or latents of the chosen bodies stand in `documents`, one after another."""
+    start_G = s.documents.at_S[s.span_G[chosen_G]] + s.skip_G[chosen_G]
+    length_G = s.length_G[chosen_G]
+    return np.repeat(start_G, length_G) + _count_within(length_G)
 
 
 def _count_within(length_X: np.ndarray) -> np.ndarray:

@@ -19,9 +19,11 @@ from . import checkpoint, optimizer
 from .config import TrainConfig
 from .corpus import Corpus
 from .evaluate import heldout_tally, means
+from .flops import pair_cost
 from .model.mot import MoT
 from .objective import DIFFUSION
 from .plan import Plan
+from .records import Records
 from .render import Noise
 from .stream import Stream, heldout_batches
 from .vocabulary import Towers, Vocabulary
@@ -59,13 +61,14 @@ class Run:
         UserError if configuration and data do not fit each other, or the data is not what the run began with;
         DamagedShard and DamagedCheckpoint name bytes that have changed.
         """
-        corpus = Corpus.read(config.data.paths)
-        train = corpus.split("train", config.data.holdout)
+        records = Records.open(config.data.paths)
+        corpus = Corpus(records, "train", config.data.holdout)
         vocabulary = Vocabulary.of(corpus.tokenizers)
         _check_objective(config, vocabulary)
         towers = Towers.of(vocabulary, config.model.towers)
-        plan = Plan(train, config.data, config.rows, config.seed)
-        stream = Stream(plan, vocabulary, towers, Noise(config.seed, config.objective.noise_steps))
+        plan = Plan(corpus, config.data, config.rows, config.seed)
+        noise = Noise(config.seed, config.objective.noise_steps)
+        stream = Stream(plan, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         model = checkpoint.new_model(config, vocabulary, towers).to(device)
         run = cls(
@@ -74,7 +77,7 @@ class Run:
             vocabulary=vocabulary,
             towers=towers,
             stream=stream,
-            unseen=corpus.split("heldout", config.data.holdout),
+            unseen=Corpus(records, "heldout", config.data.holdout),
             model=model,
             optimizer=optimizer.adamw(model, config.optimizer),
             device=device,
@@ -92,6 +95,7 @@ class Run:
             step=self.step,
             tokens=self.tokens,
             fingerprint=self.stream.fingerprint,
+            cursor=self.stream.plan.cursor(self.step),
             threads=self.threads,
             vocabulary=self.vocabulary.to_json(),
             config=self.config.model_dump(mode="json"),
@@ -116,6 +120,7 @@ class Run:
         self.model.load_state_dict(checkpoint.load(saved, state, checkpoint.MODEL))
         moments = checkpoint.load(saved, state, checkpoint.OPTIMIZER)
         optimizer.restore(self.model, self.optimizer, moments)
+        self.stream.plan.remember(state.cursor)
         self.step, self.tokens = state.step, state.tokens
         self.threads = self.config.threads or state.threads
 

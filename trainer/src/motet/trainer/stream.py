@@ -1,21 +1,24 @@
 """What a rank trains on at a step: its view of the global batch.
 
-    Plan.rows_of(step) --rows[rank::world]--> micro-batches of `micro_rows` rows --`render`, `group`--> GroupedBatch
+    Plan.rows_of(step) --`share` of the rank--> micro-batches of `micro_rows` rows --`render`, `group`--> GroupedBatch
 
-The stream holds no cursor: the step is the cursor. Any number of ranks that divides the rows sees the same global
-batches, and starting at any step gives what an undisturbed run gives there.
+Any number of ranks that divides the rows sees the same global batches, and starting at any step gives what an undisturbed
+run gives there: at once with that step's `cursor`, after planning all before it without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from motet.tokenizers.configuration import UserError
 
+from .balance import costs, shares
 from .batch import GroupedBatch, group
 from .corpus import Corpus
-from .plan import Plan, Row
+from .plan import Plan, Rows
 from .render import Noise, label_counts, lay_out, render
 from .vocabulary import Towers, Vocabulary
 
@@ -33,11 +36,12 @@ class Stream:
         vocabulary: the model's; UserError if the plan's data was encoded by other tokenizers.
         towers: which tower each modality uses.
         noise: the diffusion noise; only its `steps` matter to data without latents.
+        pair: what attention to one earlier token costs, relative to a token: see `balance`.
     """
 
-    def __init__(self, plan: Plan, vocabulary: Vocabulary, towers: Towers, noise: Noise):
+    def __init__(self, plan: Plan, vocabulary: Vocabulary, towers: Towers, noise: Noise, pair: float = 0.0):
         vocabulary.check(plan.corpus.tokenizers, "data.paths")
-        self.plan, self.vocabulary, self.towers, self.noise = plan, vocabulary, towers, noise
+        self.plan, self.vocabulary, self.towers, self.noise, self.pair = plan, vocabulary, towers, noise, pair
 
     @property
     def fingerprint(self) -> str:
@@ -45,34 +49,44 @@ class Stream:
         return self.plan.fingerprint
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1, micro_rows: int = 1) -> list[GroupedBatch]:
-        """The batches of one rank at one step (from 0), of `micro_rows` rows each."""
+        """The batches of one rank at one step (from 0): its `share` of the rows, `micro_rows` at a time."""
         rows = self.plan.rows
         if rows % (world * micro_rows):
             sizes = [m for m in range(1, rows + 1) if rows % (world * m) == 0]
             cure = f"use micro_rows {', '.join(map(str, sizes))}" if sizes else f"use rows {_multiples(rows, world)}"
             raise UserError(f"rows: {rows} rows do not divide into {world} workers x {micro_rows} micro_rows; {cure}")
-        mine = self.plan.rows_of(step)[rank::world]
-        return [self._batch(mine[at : at + micro_rows]) for at in range(0, len(mine), micro_rows)]
+        chosen, mine = self.plan.rows_of(step), self.share(step, rank, world)
+        return [
+            self._batch(Rows(chosen.documents, [chosen.rows[r] for r in mine[at : at + micro_rows]]))
+            for at in range(0, len(mine), micro_rows)
+        ]
+
+    def share(self, step: int, rank: int, world: int) -> list[int]:
+        """Which rows of global batch `step` a rank takes, by their numbers in it."""
+        return shares(costs(self.plan.rows_of(step).rows, self.pair), world)[rank]
 
     def counts(self, step: int) -> dict[str, int]:
         """Labels by modality, and latents under `diffusion`, in the whole global batch of a step."""
-        return label_counts(lay_out(self.plan.corpus, self.vocabulary, self.plan.rows_of(step)), self.vocabulary)
+        return label_counts(lay_out(self.vocabulary, self.plan.rows_of(step)), self.vocabulary)
 
     def once(self, micro_rows: int, limit: int | None = None) -> Iterator[GroupedBatch]:
         """One pass over the plan's documents, or over its first `limit` rows; the last batch is filled with padding."""
-        pending: list[Row] = []
-        for i, row in enumerate(self.plan.once()):
-            if i == limit:
+        left, seen = Rows(self.plan.corpus.read(np.empty(0, np.int64)), []), 0
+        for some in self.plan.once():
+            fresh = some.rows if limit is None else some.rows[: limit - seen]
+            seen += len(fresh)
+            found = Rows.joined([left, Rows(some.documents, fresh)])
+            whole = len(found.rows) // micro_rows * micro_rows
+            for at in range(0, whole, micro_rows):
+                yield self._batch(Rows(found.documents, found.rows[at : at + micro_rows]))
+            left = Rows(found.documents, found.rows[whole:])
+            if seen == limit:
                 break
-            pending.append(row)
-            if len(pending) == micro_rows:
-                yield self._batch(pending)
-                pending = []
-        if pending:
-            yield self._batch([*pending, *[()] * (micro_rows - len(pending))])
+        if left.rows:
+            yield self._batch(Rows(left.documents, [*left.rows, *[()] * (micro_rows - len(left.rows))]))
 
-    def _batch(self, rows: Sequence[Row]) -> GroupedBatch:
-        packed = render(self.plan.corpus, self.vocabulary, rows, self.plan.data.sequence, self.noise)
+    def _batch(self, rows: Rows) -> GroupedBatch:
+        packed = render(self.vocabulary, rows, self.plan.data.sequence, self.noise)
         vocabulary = self.vocabulary
         return group(
             packed,
@@ -96,9 +110,8 @@ def heldout_batches(
 
     `corpus` is the held-out split; nothing comes of an empty one. `limit` bounds the rows.
     """
-    if len(corpus):
-        plan = Plan(corpus, data.model_copy(update={"weights": {}}), micro_rows, EVALUATION_SEED)
-        yield from Stream(plan, vocabulary, towers, Noise(EVALUATION_SEED, noise_steps)).once(micro_rows, limit)
+    plan = Plan(corpus, data.model_copy(update={"weights": {}}), micro_rows, EVALUATION_SEED)
+    yield from Stream(plan, vocabulary, towers, Noise(EVALUATION_SEED, noise_steps)).once(micro_rows, limit)
 
 
 def _multiples(rows: int, world: int) -> str:

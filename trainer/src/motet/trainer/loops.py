@@ -1,0 +1,254 @@
+"""The loops over documents, compiled: what would cost a microsecond of Python a document and modality.
+
+    positions --`draw`--> documents --`survey`--> identity, rendered length, tokens by modality --`best_fit`--> rows
+                          documents --`copy`--> spans and tokens, one document after another
+
+Record batches are known by the addresses of their columns (`records`), which hashes and bounds were checked for before.
+Every function here releases the interpreter's lock and is compiled once per machine (numba keeps it beside the package).
+
+Letters: N documents, K record batches, C their columns, M modalities, S spans, T tokens, P pieces, W values of a latent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+BLOCK = 512
+"""Documents that stay together where a shuffle moves blocks."""
+MARKS = 2
+"""Markers round a document (bos, eos), and round a span that is not text (begin, end)."""
+ID, TOKEN_AT, TOKENS, SPAN_AT, SPAN_END, SPAN_MODALITY, LATENT_AT, LATENTS = range(8)
+"""Columns of a table of addresses: values, and (_AT) the int32 offsets of lists into them."""
+COLUMNS = 8
+ROUNDS = 6
+
+pointer: Any = intrinsic
+compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
+
+
+@pointer
+def _pointer(context: Any, address: Any) -> Any:
+    """An address as a pointer."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), code
+
+
+@compiled
+def mix(word):
+    """A one-to-one scrambling of a uint64 (the finalizer of splitmix64)."""
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))
+
+
+@compiled
+def permuted(i, n, key):
+    """Where a keyed permutation of 0..n-1 takes i: a Feistel network over the next power of two, walked until below n."""
+    bits = 2
+    while (1 << bits) < n:
+        bits += 1
+    low = bits // 2
+    high = bits - low
+    low_mask, high_mask = (
+        (np.uint64(1) << np.uint64(low)) - np.uint64(1),
+        (np.uint64(1) << np.uint64(high)) - np.uint64(1),
+    )
+    x = np.uint64(i)
+    while True:
+        left, right = x >> np.uint64(low), x & low_mask
+        for r in range(ROUNDS):
+            word = mix(key + np.uint64(r + 1) * np.uint64(0x9E3779B97F4A7C15))
+            if r % 2:
+                right ^= mix(word ^ left) & low_mask
+            else:
+                left ^= mix(word ^ right) & high_mask
+        x = (left << np.uint64(low)) | right
+        if x < np.uint64(n):
+            return np.int64(x)
+
+
+@compiled
+def draw(begin, end, documents, mixed, key):
+    """int64: the document at each position begin..end-1 of an epoch of `documents`; -1 where a position holds none.
+
+    `mixed` blocks of 512 documents are shuffled together, and the blocks among themselves; 0: all documents are.
+    """
+    found_N = np.empty(end - begin, np.int64)
+    if mixed == 0:
+        for n in range(end - begin):
+            found_N[n] = permuted(begin + n, documents, key)
+        return found_N
+    blocks = (documents + BLOCK - 1) // BLOCK
+    for n in range(end - begin):
+        group, at = (begin + n) // (mixed * BLOCK), (begin + n) % (mixed * BLOCK)
+        together = min(mixed, blocks - group * mixed)
+        at = permuted(at, together * BLOCK, key ^ mix(np.uint64(group + 1)))
+        found = permuted(group * mixed + at // BLOCK, blocks, key) * BLOCK + at % BLOCK
+        found_N[n] = found if found < documents else -1
+    return found_N
+
+
+@compiled
+def _swapped(word):
+    """The bytes of a uint64 the other way round: sample ids are big-endian."""
+    out = np.uint64(0)
+    for _ in range(8):
+        out = (out << np.uint64(8)) | (word & np.uint64(0xFF))
+        word >>= np.uint64(8)
+    return out
+
+
+@compiled
+def survey(batch_N, row_N, part_N, address_KC, known_PM, modalities):
+    """(sample ids uint64 [N, 2], rendered lengths int64 [N], tokens by modality int64 [N, M], spans int64 [N],
+    ids stored int64 [N], latents stored int64 [N]) of documents.
+
+    `known_PM` maps the modality table of each part to 0 = text, 1, ...; markers count as text.
+    """
+    N = len(batch_N)
+    id_N2 = np.empty((N, 2), np.uint64)
+    length_N, spans_N = np.empty(N, np.int64), np.empty(N, np.int64)
+    ids_N, latents_N = np.empty(N, np.int64), np.zeros(N, np.int64)
+    count_NM = np.zeros((N, modalities), np.int64)
+    for n in range(N):
+        column_C, row = address_KC[batch_N[n]], row_N[n]
+        id_2 = carray(_pointer(column_C[ID] + 16 * row), 2, dtype=np.uint64)
+        id_N2[n, 0], id_N2[n, 1] = _swapped(id_2[0]), _swapped(id_2[1])
+        at_2 = carray(_pointer(column_C[TOKEN_AT] + 4 * row), 2, dtype=np.int32)
+        ids_N[n] = at_2[1] - at_2[0]
+        if column_C[LATENT_AT] != 0:
+            at_2 = carray(_pointer(column_C[LATENT_AT] + 4 * row), 2, dtype=np.int32)
+            latents_N[n] = at_2[1] - at_2[0]
+        span_2 = carray(_pointer(column_C[SPAN_AT] + 4 * row), 2, dtype=np.int32)
+        first, spans = span_2[0], span_2[1] - span_2[0]
+        end_S = carray(_pointer(column_C[SPAN_END] + 4 * first), spans, dtype=np.int32)
+        modality_S = carray(_pointer(column_C[SPAN_MODALITY] + first), spans, dtype=np.uint8)
+        begin, length = 0, MARKS
+        count_NM[n, 0] = MARKS
+        for s in range(spans):
+            modality = known_PM[part_N[n], modality_S[s]]
+            tokens = end_S[s] - begin
+            begin = end_S[s]
+            length += tokens
+            count_NM[n, modality] += tokens
+            if modality != 0:
+                length += MARKS
+                count_NM[n, 0] += MARKS
+        length_N[n], spans_N[n] = length, spans
+    return id_N2, length_N, count_NM, spans_N, ids_N, latents_N
+
+
+# fmt: off
+@compiled
+def copy(
+    batch_N, row_N, part_N, address_KC, known_PM, wide_P, latent, width,
+    modality_S, length_S, at_S, tokens_T, latents_TW,
+):
+    # fmt: on
+    """Fill the spans and tokens of documents, one after another.
+
+    `wide_P`: whether a part's ids are uint32, else uint16. `latent` is the modality that is given as latents of `width` values (-1: none).
+    """
+    s = token = vector = 0
+    for n in range(len(batch_N)):
+        column_C, row = address_KC[batch_N[n]], row_N[n]
+        span_2 = carray(_pointer(column_C[SPAN_AT] + 4 * row), 2, dtype=np.int32)
+        first, spans = span_2[0], span_2[1] - span_2[0]
+        end_S = carray(_pointer(column_C[SPAN_END] + 4 * first), spans, dtype=np.int32)
+        stored_S = carray(_pointer(column_C[SPAN_MODALITY] + first), spans, dtype=np.uint8)
+        begin, id_at, vector_at = 0, token, vector
+        for j in range(spans):
+            tokens = end_S[j] - begin
+            begin = end_S[j]
+            modality_S[s], length_S[s] = known_PM[part_N[n], stored_S[j]], tokens
+            if modality_S[s] == latent:
+                at_S[s] = vector_at
+                vector_at += tokens
+            else:
+                at_S[s] = id_at
+                id_at += tokens
+            s += 1
+        ids = id_at - token
+        if ids:
+            at = carray(_pointer(column_C[TOKEN_AT] + 4 * row), 1, dtype=np.int32)[0]
+            if wide_P[part_N[n]]:
+                id32_T = carray(_pointer(column_C[TOKENS] + 4 * at), ids, dtype=np.uint32)
+                for t in range(ids):
+                    tokens_T[token + t] = id32_T[t]
+            else:
+                id16_T = carray(_pointer(column_C[TOKENS] + 2 * at), ids, dtype=np.uint16)
+                for t in range(ids):
+                    tokens_T[token + t] = id16_T[t]
+            token += ids
+        vectors = vector_at - vector
+        if vectors:
+            at = carray(_pointer(column_C[LATENT_AT] + 4 * row), 1, dtype=np.int32)[0]
+            value_X = carray(_pointer(column_C[LATENTS] + 2 * width * np.int64(at)), vectors * width, dtype=np.uint16)
+            for v in range(vectors):
+                for w in range(width):
+                    latents_TW[vector + v, w] = value_X[v * width + w]
+            vector += vectors
+
+
+@compiled
+def best_fit(length_P, sequence):
+    """The row of each piece, int64: longest first, each into the fullest row that still has room (best fit decreasing).
+
+    Rows are numbered as they are opened; no piece is longer than `sequence`.
+    """
+    pieces = len(length_P)
+    row_P = np.empty(pieces, np.int64)
+    first_L = np.zeros(sequence + 2, np.int64)  # pieces by length, in order within one: a counting sort
+    for p in range(pieces):
+        first_L[length_P[p] + 1] += 1
+    for length in range(sequence + 1):
+        first_L[length + 1] += first_L[length]
+    order_P = np.empty(pieces, np.int64)
+    for p in range(pieces):
+        order_P[first_L[length_P[p]]] = p
+        first_L[length_P[p]] += 1
+    # After the sort, pieces of length l end at first_L[l].
+    newest_F = np.full(sequence + 1, -1, np.int64)  # the newest row with so much room, and the one before it
+    before_R = np.full(pieces, -1, np.int64)
+    word_W = np.zeros(sequence // 64 + 1, np.uint64)  # which rooms there are, a bit each
+    rows = 0
+    for length in range(sequence, -1, -1):
+        begin = first_L[length - 1] if length else 0
+        for o in range(begin, first_L[length]):
+            room = -1
+            w = length >> 6
+            bits = word_W[w] & (~np.uint64(0) << np.uint64(length & 63))
+            while True:
+                if bits:
+                    room = w << 6
+                    while not bits & np.uint64(1):
+                        bits >>= np.uint64(1)
+                        room += 1
+                    break
+                w += 1
+                if w == len(word_W):
+                    break
+                bits = word_W[w]
+            if room < 0:
+                room, row = sequence, rows
+                rows += 1
+            else:
+                row = newest_F[room]
+                newest_F[room] = before_R[row]
+                if newest_F[room] < 0:
+                    word_W[room >> 6] &= ~(np.uint64(1) << np.uint64(room & 63))
+            row_P[order_P[o]] = row
+            left = room - length
+            if left:
+                before_R[row] = newest_F[left]
+                newest_F[left] = row
+                word_W[left >> 6] |= np.uint64(1) << np.uint64(left & 63)
+    return row_P
