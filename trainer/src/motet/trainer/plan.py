@@ -136,7 +136,7 @@ class Plan:
         self._groups = _groups(corpus, data)
         self._window_tokens = max(WINDOW_ROWS, 2 * rows) * data.sequence
         nothing = (0,) * len(self._groups)
-        self._known = (Cursor(0, nothing, nothing),)  # replaced whole: several threads may plan
+        self._known: tuple[Cursor, ...] = (Cursor(0, nothing, nothing),)  # replaced whole: several threads may plan
         self._window = lru_cache(maxsize=4)(self._pack)
 
     def rows_of(self, step: int) -> Rows:
@@ -149,9 +149,9 @@ class Plan:
 
     def remember(self, cursor: Cursor) -> None:
         """A cursor of this plan, from a checkpoint or a log: planning goes on from there, not from the beginning."""
-        first, *others = self._known
-        if cursor not in self._known:
-            self._known = (first, *sorted([*others, cursor])[-KNOWN:])
+        known = self._known
+        if cursor not in known:
+            self._known = (known[0], *sorted([*known[1:], cursor])[-KNOWN:])
 
     def windows(self) -> Iterator[Window]:
         """All windows, from the first on."""
