@@ -15,6 +15,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Loader:
         return self.batches
 
 
-class Peer:
+class Peer(ABC):
     """What is common; a peer without packing has no algorithms."""
 
     needs: Sequence[str] = ()
@@ -49,17 +50,17 @@ class Peer:
     lacks: Mapping[str, str] = {"documents": NO_PACKING}
     algorithms: Sequence[str] = ()
 
+    @abstractmethod
     def write(self, arrays: Sequence[np.ndarray], folder: Path) -> None:
         """All arrays into a folder that exists and is empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loader(self, folder: Path, seed: int, workers: int = 0, state: bytes | None = None) -> Loader:
         """An epoch from its start, or from after the batch at which the state was saved."""
-        raise NotImplementedError
 
     def documents(self, folder: Path, seed: int, algorithm: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch of documents, packed while it is read."""
-        raise NotImplementedError
+        """An epoch of documents, packed by one of `algorithms` while it is read."""
+        return iter(())
 
 
 def shards(arrays: Sequence[np.ndarray]) -> Iterator[tuple[int, Sequence[np.ndarray]]]:

@@ -114,3 +114,21 @@ def test_a_split_that_leaves_nothing_is_refused(write_dataset, documents):
     path = write_dataset(documents[:3])
     with pytest.raises(UserError, match=r"data.holdout: 0.9999 leaves no document"):
         Plan(Corpus.open([path], "train", 0.9999), DataConfig(paths=[path], sequence=64), 4, 0).rows_of(0)
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_documents_of_one_modality_alone_are_read(documents, write_dataset, modality):
+    made = [
+        dataclasses.replace(d, spans=tuple(span for span in d.spans if span[0] == modality))
+        for d in documents
+        if d.source == "emoji"
+    ]
+    found = Corpus.open([write_dataset(made)]).all()
+    by_id = {d.sample_id: d for d in made}
+    stored = found.latents_VW if modality == "image" else found.tokens_T
+    empty = found.tokens_T if modality == "image" else found.latents_VW
+    assert len(found) == len(made) and len(empty) == 0
+    for i, id_ in enumerate(sample_ids(found)):
+        ((_, tokens),) = by_id[id_].spans
+        at = slice(found.at_S[i], found.at_S[i] + found.length_S[i])
+        np.testing.assert_array_equal(stored[at], tokens.latents if modality == "image" else tokens.ids)

@@ -31,7 +31,8 @@ class Documents:
 
     Attributes:
         modalities: what `modality_S` indexes: text first, then the others by name.
-        number_D: int64, in the corpus. sample_D2: uint64; the two halves of each document's sample id: hash of its content, hash of its place.
+        number_D: int64, in the corpus.
+        sample_D2: uint64; the two halves of each document's sample id: hash of its content, hash of its place.
         source_D: int16, index into the corpus's sources.
         length_D: int64; rendered tokens, markers included.
         span_D, spans_D: int64; the document's first span, and how many it has.
@@ -143,15 +144,15 @@ class Corpus:
         under_N = hash_N < np.uint64(min(int(self.holdout * 2.0**64), 2**64 - 1))
         return under_N if self.split == "heldout" else ~under_N
 
-    def survey(self, document_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which documents belong to this split (bool), their rendered lengths, and their tokens by modality [N, M]."""
-        id_N2, length_N, count_NM, *_ = loops.survey(*self._args(document_N), len(self.modalities))
-        return self.belongs(id_N2[:, 0]), length_N, count_NM
+    def survey(self, document_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which documents belong to this split (bool), and their rendered lengths (int64); DamagedShard as in `read`."""
+        id_N2, length_N, *_ = loops.survey(*self._args(document_N))
+        return self.belongs(id_N2[:, 0]), length_N
 
     def read(self, document_N: np.ndarray) -> Documents:
-        """These documents, whichever split they belong to."""
+        """These documents, whichever split they belong to; DamagedShard names a record batch that is not whole."""
         records, arguments = self.records, self._args(document_N)
-        id_N2, length_N, _, spans_N, ids_N, latents_N = loops.survey(*arguments, len(self.modalities))
+        id_N2, length_N, spans_N, ids_N, latents_N = loops.survey(*arguments)
         spans = int(spans_N.sum())
         modality_S, length_S, at_S = np.empty(spans, np.uint8), np.empty(spans, np.int64), np.empty(spans, np.int64)
         tokens_T = np.empty(int(ids_N.sum()), np.uint32)

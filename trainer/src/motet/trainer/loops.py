@@ -1,6 +1,6 @@
 """The loops over documents, compiled: what would cost a microsecond of Python a document and modality.
 
-    positions --`draw`--> documents --`survey`--> identity, rendered length, tokens by modality --`best_fit`--> rows
+    positions --`draw`--> documents --`survey`--> identity, rendered length --`best_fit`--> rows
                           documents --`copy`--> spans and tokens, one document after another
 
 Record batches are known by the addresses of their columns (`records`), which hashes and bounds were checked for before.
@@ -107,17 +107,16 @@ def _swapped(word):
 
 
 @compiled
-def survey(batch_N, row_N, part_N, address_KC, known_PM, modalities):
-    """(sample ids uint64 [N, 2], rendered lengths int64 [N], tokens by modality int64 [N, M], spans int64 [N],
-    ids stored int64 [N], latents stored int64 [N]) of documents.
+def survey(batch_N, row_N, part_N, address_KC, known_PM):
+    """(sample ids uint64 [N, 2], rendered lengths int64 [N], spans int64 [N], ids stored int64 [N],
+    latents stored int64 [N]) of documents.
 
-    `known_PM` maps the modality table of each part to 0 = text, 1, ...; markers count as text.
+    `known_PM` maps the modality table of each part to 0 = text, 1, ...
     """
     N = len(batch_N)
     id_N2 = np.empty((N, 2), np.uint64)
     length_N, spans_N = np.empty(N, np.int64), np.empty(N, np.int64)
     ids_N, latents_N = np.empty(N, np.int64), np.zeros(N, np.int64)
-    count_NM = np.zeros((N, modalities), np.int64)
     for n in range(N):
         column_C, row = address_KC[batch_N[n]], row_N[n]
         id_2 = carray(_pointer(column_C[ID] + 16 * row), 2, dtype=np.uint64)
@@ -132,18 +131,13 @@ def survey(batch_N, row_N, part_N, address_KC, known_PM, modalities):
         end_S = carray(_pointer(column_C[SPAN_END] + 4 * first), spans, dtype=np.int32)
         modality_S = carray(_pointer(column_C[SPAN_MODALITY] + first), spans, dtype=np.uint8)
         begin, length = 0, MARKS
-        count_NM[n, 0] = MARKS
         for s in range(spans):
-            modality = known_PM[part_N[n], modality_S[s]]
-            tokens = end_S[s] - begin
+            length += end_S[s] - begin
             begin = end_S[s]
-            length += tokens
-            count_NM[n, modality] += tokens
-            if modality != 0:
+            if known_PM[part_N[n], modality_S[s]] != 0:
                 length += MARKS
-                count_NM[n, 0] += MARKS
         length_N[n], spans_N[n] = length, spans
-    return id_N2, length_N, count_NM, spans_N, ids_N, latents_N
+    return id_N2, length_N, spans_N, ids_N, latents_N
 
 
 # fmt: off

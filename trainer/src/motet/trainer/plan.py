@@ -231,7 +231,7 @@ class Plan:
                 raise UserError(f"data.holdout: {self.corpus.holdout} leaves no document of a source; lower it")
             until = min(at + math.ceil((wanted - found) / group.tokens * 1.02) + 8, last)
             document_N, epoch_N, position_N = self._draw(group, at, int(until))
-            keep_N, length_N, _ = self.corpus.survey(document_N)
+            keep_N, length_N = self.corpus.survey(document_N)
             if self.data.long == "truncate":
                 length_N = np.minimum(length_N, self.data.sequence)
             taken.append(tuple(column[keep_N] for column in (document_N, epoch_N, position_N, length_N)))

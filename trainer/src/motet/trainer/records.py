@@ -143,7 +143,11 @@ class Records:
         nth = at - int(np.searchsorted(index.shard_K, f))
         if message.size != end - begin or not intact(message, int(index.hash_K[at])):
             raise DamagedShard(f"{name}: record batch {nth} is damaged: its bytes are not what was written; {CURE}")
-        batch = pa.ipc.read_record_batch(pa.ipc.read_message(message), part.schema)
+        try:
+            batch = pa.ipc.read_record_batch(pa.ipc.read_message(message), part.schema)
+            batch.validate()  # the loops follow its offsets
+        except (ValueError, pa.ArrowException) as error:
+            raise DamagedShard(f"{name}: record batch {nth} cannot be read: {error}; {CURE}") from None
         column_C = self._address_KC[k]
         lists = ("tokens", loops.TOKEN_AT, loops.TOKENS), ("span_end", loops.SPAN_AT, loops.SPAN_END)
         for field, offsets, values in lists:
