@@ -57,17 +57,6 @@ def test_one_of_many_writers_wins(s3: str) -> None:
     assert sum(won) == 1 and store.read("commits/a.json") == str(won.index(True)).encode()
 
 
-@pytest.mark.parametrize("place", ["folder", "bucket"])
-def test_a_part_of_a_file(s3: str, tmp_path: Path, place: str) -> None:
-    store = store_of(tmp_path if place == "folder" else f"{s3}/one")
-    with store.claimed():
-        store.write("shards/a", bytes(range(200)))
-    assert store.part("shards/a", 0, 7) == bytes(range(7))
-    assert store.part("shards/a", 190, 500) == bytes(range(190, 200))
-    with pytest.raises(FileNotFoundError):
-        store.part("shards/b", 0, 7)
-
-
 def test_two_drivers_at_once_do_no_harm(s3: str, corpus: Path, configure, tmp_path: Path) -> None:
     tokenize_corpus(configure(), corpus, tmp_path / "out")
     with ThreadPoolExecutor(2) as pool:

@@ -1,7 +1,7 @@
 """Where a dataset lies: a folder, or a URI of an object store. A file appears whole or not at all, whoever is killed.
 
     Output ---`create` | `write` | `put`---> `Folder`: temporary file, sync, rename        `Bucket`: one PUT through fsspec
-    readers <--`read` | `part` | `local`---  the file itself, memory-mapped                a copy that needs no cleaning up
+    readers <--`read` | `list` | `local`---  the file itself, memory-mapped                a copy that needs no cleaning up
 
 `create` is put-if-absent: of several writers exactly one wins (a hard link; on an object store `If-None-Match`). An object
 store needs no temporary names: an upload that was cut off, in parts or not, never becomes an object.
@@ -52,10 +52,6 @@ class Store(ABC):
         """The whole file; FileNotFoundError if there is none."""
 
     @abstractmethod
-    def part(self, name: str, begin: int, end: int) -> bytes:
-        """Bytes [begin, end) of a file, fewer where it is shorter; FileNotFoundError if there is none."""
-
-    @abstractmethod
     def list(self, folder: str = "") -> dict[str, Found]:
         """The files right in a folder of the dataset, by name, sorted; none if there is no such folder."""
 
@@ -104,12 +100,6 @@ class Folder(Store):
     def read(self, name: str) -> bytes:
         """See Store."""
         return (self.path / name).read_bytes()
-
-    def part(self, name: str, begin: int, end: int) -> bytes:
-        """See Store."""
-        with open(self.path / name, "rb") as file:
-            file.seek(begin)
-            return file.read(end - begin)
 
     def list(self, folder: str = "") -> dict[str, Found]:
         """See Store."""
@@ -223,11 +213,6 @@ class Bucket(Store):
         """See Store."""
         fs, root = self._open()
         return fs.cat_file(f"{root}/{name}")
-
-    def part(self, name: str, begin: int, end: int) -> bytes:
-        """See Store."""
-        fs, root = self._open()
-        return fs.cat_file(f"{root}/{name}", start=begin, end=end)
 
     def list(self, folder: str = "") -> dict[str, Found]:
         """See Store."""
