@@ -7,8 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,31 +134,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), *own, {"a": list(SPECS)})
     (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """A real S3 API on this machine, by its address."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a new bucket; the environment leads to it."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()  # one that knows another end point
-    bucket = f"motet-{uuid.uuid4().hex[:8]}"
-    s3fs.S3FileSystem().mkdir(bucket)
-    return f"s3://{bucket}"
 
 
 @pytest.fixture

@@ -1,15 +1,7 @@
 """Inputs on an object store that is slow, cuts answers off, and refuses: the same samples, or a clear word; never fewer."""
 
-import http.client
 import json
-import socket
-import struct
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,92 +16,6 @@ from motet.pipeline.plan import partitions
 from motet.pipeline.sources import RawSample, read
 from motet.pipeline.work import PartitionFailed
 from motet.tokenizers.errors import UserError
-
-EXPIRED = (
-    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>ExpiredToken</Code>'
-    b"<Message>The provided token has expired.</Message></Error>"
-)
-
-
-@dataclass
-class Faults:
-    """What the proxy does wrong: `fault(method, path, n)` names it for the n-th time that this very thing is asked for."""
-
-    fault: Callable[[str, str, int], str] = lambda method, path, n: ""
-    asked: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    sent: int = 0
-
-
-class Proxy(BaseHTTPRequestHandler):
-    """Hands requests on to a real S3 API, or does what the fault says."""
-
-    protocol_version = "HTTP/1.1"
-    server: Any
-
-    def handle_any(self) -> None:
-        faults: Faults = self.server.faults
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        key = (self.command, self.path, self.headers.get("Range") or "")
-        faults.asked[key] += 1
-        fault = faults.fault(self.command, self.path, faults.asked[key])
-        if fault == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
-            return
-        if fault in ("503", "expired", "403"):
-            status, told = {"503": (503, b""), "expired": (400, EXPIRED), "403": (403, b"")}[fault]
-            return self.answer(status, {}, b"" if self.command == "HEAD" else told)
-        upstream = http.client.HTTPConnection(*self.server.upstream)
-        upstream.request(self.command, self.path, body, dict(self.headers))
-        response = upstream.getresponse()
-        data = response.read()
-        upstream.close()
-        headers = {k: v for k, v in response.getheaders() if k.lower() not in ("connection", "transfer-encoding")}
-        if fault == "slow":
-            time.sleep(0.3)
-        if fault == "short":  # a well-formed answer, but only half of what was asked for
-            data, headers["Content-Length"] = data[: len(data) // 2], str(len(data) // 2)
-        faults.sent += len(data)
-        self.answer(response.status, headers, data, cut=fault == "cut")
-
-    do_GET = do_HEAD = do_PUT = do_POST = handle_any  # noqa: RUF100
-
-    def answer(self, status: int, headers: dict[str, str], data: bytes, cut: bool = False) -> None:
-        self.send_response_only(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if "content-length" not in {name.lower() for name in headers}:
-            self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data[: len(data) // 2] if cut else data)
-        if cut:
-            self.close_connection = True
-
-    def log_message(self, *told: Any) -> None:
-        """Says nothing."""
-
-
-@pytest.fixture
-def faults(s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """Between everything that follows and the S3 API stands the proxy; the libraries' own retries are off."""
-    host, port = s3_server.removeprefix("http://").split(":")
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    server.upstream, server.faults, server.daemon_threads = (host, int(port)), Faults(), True
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(files, "WAIT", 0.01)
-    import s3fs
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield server.faults
-    server.shutdown()
-    server.server_close()
-    s3fs.S3FileSystem.clear_instance_cache()
-
 
 BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -160,7 +66,7 @@ def everything(configure) -> TokenizeConfig:
 
 @pytest.mark.parametrize("fault", ["503", "reset", "cut", "short", "slow"])
 def test_a_store_that_fails_for_a_while_gives_the_same_samples(
-    fault: str, faults: Faults, stored: str, corpus: Path, configure
+    fault: str, faults: Any, stored: str, corpus: Path, configure
 ) -> None:
     """Every single thing that is asked for fails once, or twice."""
     config = everything(configure)
@@ -184,7 +90,7 @@ def test_a_store_that_fails_for_a_while_gives_the_same_samples(
 
 
 def test_a_missing_file_is_a_reject_and_a_store_that_is_gone_is_not(
-    faults: Faults, stored: str, corpus: Path, configure, monkeypatch: pytest.MonkeyPatch
+    faults: Any, stored: str, corpus: Path, configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import s3fs
 
@@ -202,7 +108,7 @@ def test_a_missing_file_is_a_reject_and_a_store_that_is_gone_is_not(
 
 @pytest.mark.parametrize("entry", FORMATS, ids=lambda entry: entry["format"])
 def test_a_store_that_goes_away_stops_a_plan_and_a_partition(
-    entry, faults: Faults, stored: str, corpus: Path, configure, monkeypatch: pytest.MonkeyPatch
+    entry, faults: Any, stored: str, corpus: Path, configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever request it goes away at: either everything is there, or the exception says why not."""
     monkeypatch.setattr(files, "ATTEMPTS", 2)
@@ -225,9 +131,7 @@ def test_a_store_that_goes_away_stops_a_plan_and_a_partition(
 
 
 @pytest.mark.parametrize("fault", ["expired", "403"])
-def test_a_refusal_is_told_at_once_with_its_cure(
-    fault: str, faults: Faults, stored: str, corpus: Path, configure
-) -> None:
+def test_a_refusal_is_told_at_once_with_its_cure(fault: str, faults: Any, stored: str, corpus: Path, configure) -> None:
     config = remote(everything(configure), stored)
     plan = partitions(config, corpus)
     faults.fault = lambda method, path, n: fault
@@ -242,7 +146,7 @@ def test_a_refusal_is_told_at_once_with_its_cure(
 
 
 def test_a_job_reads_its_inputs_through_all_of_that(
-    faults: Faults, stored: str, corpus: Path, configure, tmp_path: Path
+    faults: Any, stored: str, corpus: Path, configure, tmp_path: Path
 ) -> None:
     """The command itself, with worker processes; what failed is gone on with."""
     config = configure(corpus=[{"name": entry["format"], **entry} for entry in FORMATS[:3]])
@@ -260,7 +164,7 @@ def test_a_job_reads_its_inputs_through_all_of_that(
 
 
 def test_a_plan_of_remote_text_reads_little_and_asks_once_a_folder(
-    faults: Faults, s3: str, stored: str, corpus: Path, configure
+    faults: Any, s3: str, stored: str, corpus: Path, configure
 ) -> None:
     import s3fs
 

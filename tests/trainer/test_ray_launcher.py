@@ -120,5 +120,6 @@ def test_a_refusal_comes_back_as_what_it_is(train_config, tmp_path, monkeypatch)
     answer = json.loads(json.dumps(ray_train.work(task)))
     with pytest.raises(UserError, match="the data has none; use chameleon"):
         ray_train.summary_of(answer)
+    (tmp_path / "run/train.yaml").write_text(dump_config(config))
     with pytest.raises(UserError, match="set it back to go on"):
         launch(train_config(launcher="ray"), tmp_path / "run")

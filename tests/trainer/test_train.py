@@ -57,7 +57,7 @@ def test_a_row_tells_what_the_step_did(train_config, tmp_path):
     seen = []
     train(config, tmp_path / "run", on_step=seen.append)
     rows = rows_of(tmp_path / "run")
-    assert rows == seen
+    assert rows == json.loads(json.dumps(seen))
     plan = Plan(Corpus.open(config.data.paths, "train", config.data.holdout), config.data, config.rows, config.seed)
     tokens = [sum(p.end - p.begin for row in plan.rows_of(step).rows for p in row) for step in range(4)]
     assert [row["tokens"] for row in rows] == [sum(tokens[: i + 1]) for i in range(4)]

@@ -44,9 +44,9 @@ class State:
     """What a checkpoint knows besides tensors: JSON.
 
     Attributes:
-        step: steps done; the next one's number. cursor: of the window of documents that it begins in.
+        step: steps done; the next one's number. cursor: of a window of documents before its batch.
         tokens: trained on so far.
-        fingerprint: of the stream: which data, in which order.
+        fingerprint: of the plan up to there: which data, in which order.
         threads: CPU threads of the process that wrote it.
         vocabulary: `Vocabulary.to_json`. config: the complete `TrainConfig`.
         files: hash of each file beside this one.
@@ -108,8 +108,8 @@ def read_state(path: Path) -> State:
     try:
         data = json.loads((path / STATE).read_bytes())
         told = data.pop("hash")
-        row, taken, tokens = data["cursor"]
-        state = State(**{**data, "cursor": Cursor(row, tuple(taken), tuple(tokens))})
+        row, *taken = data["cursor"]
+        state = State(**{**data, "cursor": Cursor(row, *map(tuple, taken))})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, STATE, f"cannot be read ({type(error).__name__})") from None
     if content_hash(data) != told:

@@ -9,8 +9,9 @@ configuration. This file needs no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +20,25 @@ from motet.tokenizers.configuration import Settings, load_config
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Weighed = TypeVar("Weighed", "Edit", "DataConfig")
+
+
+class Edit(Settings):
+    """A change of the data in the course of a run: from the first window of documents that begins at `from_step` or later.
+
+    Attributes:
+        from_step: the first global batch that it can change.
+        paths: further token datasets. weights, modality_weights: instead of those before; none = as before.
+    """
+
+    from_step: Count
+    paths: list[str] = Field(default_factory=list)
+    weights: dict[str, Weight] = Field(default_factory=dict)
+    modality_weights: dict[str, Weight] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Edit:
+        return _weighed_one_way(self)
 
 
 class DataConfig(Settings):
@@ -29,20 +49,50 @@ class DataConfig(Settings):
         sequence: S, tokens per packed row.
         holdout: share of documents, by content hash, kept for evaluation.
         weights: share of the tokens that each source gets; empty = in proportion to what there is.
+        modality_weights: share of the tokens that each modality gets, markers being text; instead of `weights`.
+        edits: changes at a step; a run may go on with further ones.
         caption_first: how often a captioned picture or recording stands after its caption (generation); else before it
             (captioning).
         shuffle: how many blocks of 512 documents are shuffled together; None = all documents of a source. A few dozen keep
             what is read at a time small, where shards are far away.
         long: what becomes of documents longer than a row: cut off, or split over several rows.
+        max_lost: share of documents that may be damaged or missing before training stops; others take their place.
+        cache, cache_gigabytes: folder for pieces of remote datasets, and the most that they take there.
     """
 
     paths: list[str] = Field(min_length=1)
     sequence: Annotated[int, Field(ge=8)]
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.02
     weights: dict[str, Weight] = Field(default_factory=dict)
+    modality_weights: dict[str, Weight] = Field(default_factory=dict)
+    edits: list[Edit] = Field(default_factory=list)
     caption_first: Share = 0.5
     shuffle: Count | None = None
     long: Literal["truncate", "split"] = "truncate"
+    max_lost: Share = 0.001
+    cache: str = "~/.cache/motet"
+    cache_gigabytes: Annotated[float, Field(gt=0)] = 50.0
+
+    @property
+    def all_paths(self) -> list[str]:
+        """The datasets of the beginning and of all edits."""
+        return [*self.paths, *(path for edit in self.edits for path in edit.paths)]
+
+    @property
+    def unweighed(self) -> DataConfig:
+        """For one pass over the datasets of the beginning."""
+        return self.model_copy(update={"weights": {}, "modality_weights": {}, "edits": []})
+
+    @field_validator("edits")
+    @classmethod
+    def _in_order(cls, edits: list[Edit]) -> list[Edit]:
+        if any(after.from_step <= edit.from_step for edit, after in pairwise(edits)):
+            raise ValueError("edits must stand in the order of their steps, one a step")
+        return edits
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DataConfig:
+        return _weighed_one_way(self)
 
 
 class ModelConfig(Settings):
@@ -168,11 +218,21 @@ class TrainConfig(Settings):
         return self
 
 
-MAY_CHANGE = {"checkpoint_every", "keep", "evaluate_every", "evaluate_rows", "launcher", "workers", "micro_rows"}
-"""Fields that a run may be continued with other values of: none of them changes what a step learns.
+MAY_CHANGE = {
+    *("checkpoint_every", "keep", "evaluate_every", "evaluate_rows", "launcher", "workers", "micro_rows"),
+    *("data.paths", "data.edits", "data.max_lost", "data.cache", "data.cache_gigabytes"),
+}
+"""Fields that a run may be continued with other values of: none of them changes what the steps before learned.
 
-Workers and micro-batches change the order of sums, so the last bits of the losses, but not the global batches.
+Workers and micro-batches change the order of sums, so the last bits of the losses, but not the global batches. Datasets
+may have moved, and edits may be added for the steps to come: the checkpoint knows those of the steps before.
 """
+
+
+def _weighed_one_way(settings: Weighed) -> Weighed:
+    if settings.weights and settings.modality_weights:
+        raise ValueError("give weights or modality_weights, not both")
+    return settings
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -183,5 +243,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def absolute(config: TrainConfig, base: Path) -> TrainConfig:
     """The same configuration with its data paths made absolute from `base`; URIs stay."""
-    paths = [p if "://" in p else str((base / p).resolve()) for p in config.data.paths]
-    return config.model_copy(update={"data": config.data.model_copy(update={"paths": paths})})
+
+    def resolved(paths: list[str]) -> list[str]:
+        return [p if "://" in p else str((base / p).resolve()) for p in paths]
+
+    edits = [edit.model_copy(update={"paths": resolved(edit.paths)}) for edit in config.data.edits]
+    data = config.data.model_copy(update={"paths": resolved(config.data.paths), "edits": edits})
+    return config.model_copy(update={"data": data})

@@ -37,7 +37,7 @@ class Documents:
         length_D: int64; rendered tokens, markers included.
         span_D, spans_D: int64; the document's first span, and how many it has.
         modality_S: uint8. length_S: int64, tokens. at_S: int64; where the span starts in `tokens_T` or `latents_VW`.
-        tokens_T: uint32, the tokenizers' own ids. latents_VW: float16.
+        tokens_T: int64, the tokenizers' own ids. latents_VW: float16.
         continuous: whether each modality is given as latents.
     """
 
@@ -145,17 +145,20 @@ class Corpus:
         return under_N if self.split == "heldout" else ~under_N
 
     def survey(self, document_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which documents belong to this split (bool), and their rendered lengths (int64); DamagedShard as in `read`."""
-        id_N2, length_N, *_ = loops.survey(*self._args(document_N))
+        """Which documents belong to this split (bool), and their rendered lengths (int64); LostBatches as in `read`."""
+        place = self.records.touch(document_N)
+        id_N2, length_N, *_ = loops.survey(*place[:4], self.records.known_PM)
         return self.belongs(id_N2[:, 0]), length_N
 
     def read(self, document_N: np.ndarray) -> Documents:
-        """These documents, whichever split they belong to; DamagedShard names a record batch that is not whole."""
-        records, arguments = self.records, self._args(document_N)
+        """These documents, whichever split they belong to; LostBatches names record batches that are not whole."""
+        records = self.records
+        place = records.touch(document_N)  # keeps in reach, until this returns, what the loops read
+        arguments = (*place[:4], records.known_PM)
         id_N2, length_N, spans_N, ids_N, latents_N = loops.survey(*arguments)
         spans = int(spans_N.sum())
         modality_S, length_S, at_S = np.empty(spans, np.uint8), np.empty(spans, np.int64), np.empty(spans, np.int64)
-        tokens_T = np.empty(int(ids_N.sum()), np.uint32)
+        tokens_T = np.empty(int(ids_N.sum()), np.int64)
         latents_VW = np.empty((int(latents_N.sum()), records.width), np.uint16)
         loops.copy(
             *arguments, records.wide_P, records.latent, records.width, modality_S, length_S, at_S, tokens_T, latents_VW
@@ -180,9 +183,6 @@ class Corpus:
         """Every document of the split, source by source."""
         document_N = np.arange(self.records.begin[-1])
         return self.read(document_N[self.survey(document_N)[0]])
-
-    def _args(self, document_N: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (*self.records.touch(document_N), self.records.known_PM)
 
 
 def scramble(words: np.ndarray) -> np.ndarray:

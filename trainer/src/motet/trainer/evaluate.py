@@ -54,7 +54,7 @@ def evaluate(path: str | Path, rows: int = 512) -> dict[str, Any]:
     """
     trained = open_model(Path(path))
     config, vocabulary = trained.config, trained.vocabulary
-    records = Records.open(config.data.paths)
+    records = Records.of(config.data, config.data.paths)
     vocabulary.check(records.tokenizers, "data.paths")
     unseen = Corpus(records, "heldout", config.data.holdout)
     noise_steps = config.objective.noise_steps
@@ -74,7 +74,7 @@ def evaluate(path: str | Path, rows: int = 512) -> dict[str, Any]:
         heldout_tally(model.to(device), finer, config.objective, names)
         for model in (trained.model, new_model(config, vocabulary, trained.towers))
     ]
-    plan = Plan(Corpus(records, "train", config.data.holdout), config.data, config.rows, config.seed)
+    plan = Plan(Corpus(records, "train", config.data.holdout), config.data.unweighed, config.rows, config.seed)
     seen = Stream(plan, vocabulary, trained.towers, Noise(config.seed, noise_steps))
     known_V = _label_counts(seen.once(1, UNIGRAM_TOKENS // config.data.sequence), vocabulary.size)
     unigram_K = _unigram_nats(_label_counts(batches, vocabulary.size), known_V, class_V)

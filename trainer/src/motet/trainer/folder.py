@@ -42,8 +42,12 @@ def claimed(out: Path, config: TrainConfig) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out}: another process is training here; wait for it, or choose another --out") from None
-        write_whole(out / CONFIG, dump_config(config))
         yield
+
+
+def keep(out: Path, config: TrainConfig) -> None:
+    """Note the configuration that the run goes on with: once the data has been found to fit it."""
+    write_whole(out / CONFIG, dump_config(config))
 
 
 def check(out: Path, config: TrainConfig) -> None:
@@ -56,7 +60,7 @@ def check(out: Path, config: TrainConfig) -> None:
             raise UserError(f"{out}: holds {strange[0]}, but no training run; choose an empty or a new folder as --out")
         return
     for field, (had, asked) in changes(out, config).items():
-        if field.partition(".")[0] not in MAY_CHANGE and field != "data.paths":
+        if field not in MAY_CHANGE:
             raise UserError(
                 f"{out / CONFIG}: {field}: the run in this folder has {had!r}, the configuration asks for {asked!r}; "
                 "set it back to go on, or choose another --out"

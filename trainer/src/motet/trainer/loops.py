@@ -1,6 +1,6 @@
 """The loops over documents, compiled: what would cost a microsecond of Python a document and modality.
 
-    positions --`draw`--> documents --`survey`--> identity, rendered length --`best_fit`--> rows
+    positions --`draw`--> documents --`survey`--> identity, rendered length --`best_fit`--> rows --`tally`--> tokens by modality
                           documents --`copy`--> spans and tokens, one document after another
 
 Record batches are known by the addresses of their columns (`records`), which hashes and bounds were checked for before.
@@ -190,6 +190,27 @@ def copy(
                 for w in range(width):
                     latents_TW[vector + v, w] = value_X[v * width + w]
             vector += vectors
+
+
+@compiled
+def tally(pieces_P5, span_D, spans_D, modality_S, length_S, marked_M):
+    """Tokens of each modality in pieces (int64 [M]); of those that `marked_M` tells, markers stand round a span as text."""
+    tokens_M = np.zeros(len(marked_M), np.int64)
+    for p in range(len(pieces_P5)):
+        d, begin, end, flipped = pieces_P5[p, 0], pieces_P5[p, 1], pieces_P5[p, 2], pieces_P5[p, 3]
+        tokens_M[0] += end - begin
+        at = 1
+        for n in range(spans_D[d]):
+            s = span_D[d] + (spans_D[d] - 1 - n if flipped else n)
+            modality, length = modality_S[s], length_S[s]
+            if marked_M[modality]:
+                inside = min(at + 1 + length, end) - max(at + 1, begin)
+                if inside > 0:
+                    tokens_M[modality] += inside
+                    tokens_M[0] -= inside
+                at += MARKS
+            at += length
+    return tokens_M
 
 
 @compiled

@@ -75,6 +75,18 @@ def read(out: Path) -> Iterator[Row]:
                 yield json.loads(line)
 
 
+def cursor_of(out: Path, step: int) -> Row | None:
+    """The row of a step, or of the last one before it; None if there is none."""
+    path, last = out / METRICS, None
+    if path.exists():
+        with open(path, "rb") as lines:
+            for line in lines:  # rows begin with the step, so that all but one need no parsing
+                if not line.endswith(b"\n") or int(line[len(b'{"step": ') : line.index(b",")]) > step:
+                    break
+                last = line
+    return json.loads(last) if last else None
+
+
 def hash_of_rows(batch: GroupedBatch, rows: Sequence[int]) -> int:
     """Which tokens and latents stand in which row of the global batch, as a signed 64-bit number.
 

@@ -8,6 +8,7 @@ those of a communication hook.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,17 +21,29 @@ from motet.tokenizers.configuration import UserError
 
 @contextmanager
 def together(world: int) -> Iterator[None]:
-    """What is refused on one rank is refused on all, so that none waits for another that is gone."""
+    """What fails on one rank fails on all, so that none waits for another that is gone."""
     refusal: Exception | None = None
     try:
         yield
-    except (UserError, DamagedShard) as error:
+    except Exception as error:
         refusal = error
-    refusals = int(add_up(torch.tensor(int(refusal is not None), device=_device()), world))
-    if refusal:
-        raise refusal
-    if refusals:
-        raise UserError("another worker refused to train; its message says why")
+    if any_of(refusal is not None, world):
+        raise together_refused(refusal, world)
+
+
+def together_refused(mine: Exception | None, world: int) -> Exception:
+    """What every rank raises when some of them fail: the first one's own words."""
+    told = [
+        each for each in gathered(mine and (_kind(mine), f"{type(mine).__name__}: {mine}", str(mine)), world) if each
+    ]
+    kind, named, words = told[0]
+    if mine is not None and str(mine) == words:
+        return mine
+    return kind(words if kind is not RuntimeError else f"another worker stopped: {named}")
+
+
+def _kind(error: Exception) -> type[Exception]:
+    return next((kind for kind in (UserError, DamagedShard) if isinstance(error, kind)), RuntimeError)
 
 
 def in_parallel(model: nn.Module, world: int) -> nn.Module:
@@ -45,6 +58,19 @@ def in_parallel(model: nn.Module, world: int) -> nn.Module:
 def reducing(model: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Ranks exchange gradients in the backward pass of a step's last micro-batch only."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def gathered(mine: Any, world: int) -> list[Any]:
+    """What each rank has to say, in their order; small things only."""
+    told: list[Any] = [mine] * world
+    if world > 1:
+        dist.all_gather_object(told, mine)
+    return told
+
+
+def any_of(mine: bool, world: int) -> bool:
+    """Whether it is so on any rank."""
+    return bool(add_up(torch.tensor(int(mine), device=_device()), world))
 
 
 def add_up(values: Tensor, world: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The order of training as a pure function of (datasets, configuration, seed): which documents stand in which row.
 
-    documents --formula: a keyed permutation per epoch--> --by token weights--> windows --best-fit packing--> rows --> global batches
+    documents --formula: a keyed permutation per epoch--> --tokens wanted of each source--> windows
+              --best-fit packing--> rows --> global batches
 
 Nothing here is state (DESIGN.md, section 2, idea 3): global batch k of any run follows from what the configuration says,
 and is the same for every number of ranks. Only how many rows a window of documents fills is known by packing it, so what
@@ -8,20 +9,23 @@ goes before a window is summed up in a `Cursor`, of a few numbers: planning goes
 
 **Shuffle.** Document i of an epoch is what a keyed permutation takes i to: nothing is sorted, no table is made.
 
-**Mixture.** Without weights all sources go through their epochs together. With weights each window takes of each source
-what brings its tokens nearest to its share of all tokens so far, so that a share is wrong by half a document at most.
+**Mixture.** `mixture` says how many tokens a window takes of each source, from what was taken before. An edit of the
+weights, or a further dataset, begins an era with the first window that begins at its step or later.
 
 **Packing.** The documents of a window fill rows of S tokens, longest first, each into the fullest row that still has
 room (best fit decreasing), and the rows are shuffled.
+
+**Loss.** Record batches that are not what was written are left out from a window on, and further documents take their
+place. Who shares a plan must tell all others (`lose`), or they would see other rows.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,6 +35,8 @@ from motet.tokenizers.contract import content_hash
 
 from . import loops
 from .corpus import Corpus, Documents, scramble
+from .mixture import Era, Group, eras
+from .records import Lost, LostBatches
 
 if TYPE_CHECKING:
     from .config import DataConfig
@@ -39,7 +45,7 @@ WINDOW_ROWS = 256
 """Rows that one packing window aims at: about half a row of them stays empty."""
 KNOWN = 4096
 """Cursors that a plan remembers."""
-ORDER_VERSION = 2
+ORDER_VERSION = 3
 """Part of the fingerprint: another value means that the same configuration gives another order."""
 
 
@@ -57,11 +63,26 @@ Row = tuple[Piece, ...]
 
 
 class Cursor(NamedTuple):
-    """Where a window begins: its first row, and of each group of sources the positions and tokens taken before."""
+    """Where a window begins: its first row, and what was taken before, since its era began.
+
+    Attributes:
+        row: the first row. taken: positions of each group. tokens: tokens of each group.
+        modalities: tokens of each modality, where they have weights. before: positions of each part of the datasets when
+            the era began; empty before the first edit.
+    """
 
     row: int
     taken: tuple[int, ...]
     tokens: tuple[int, ...]
+    modalities: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
+
+
+class Loss(NamedTuple):
+    """Record batches that are left out of all windows that begin at `row` or later."""
+
+    row: int
+    lost: Lost
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,24 +123,6 @@ class Window:
         return Rows(self.documents, found)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Sources that go through their epochs together: (number, first document, documents, positions) of each.
-
-    Attributes:
-        weight: its share of the tokens. tokens: the mean at a position, roughly.
-    """
-
-    sources: tuple[tuple[int, int, int, int], ...]
-    weight: float
-    tokens: float
-
-    @property
-    def positions(self) -> int:
-        """Of one epoch."""
-        return sum(positions for *_, positions in self.sources)
-
-
 class Plan:
     """Rows of every step, for ever: when a source's documents are used up, its next epoch begins.
 
@@ -133,10 +136,11 @@ class Plan:
 
     def __init__(self, corpus: Corpus, data: DataConfig, rows: int, seed: int, epochs: int | None = None):
         self.corpus, self.data, self.rows, self.seed, self.epochs = corpus, data, rows, seed, epochs
-        self._groups = _groups(corpus, data)
+        self.eras = eras(corpus.records, data, rows)
+        self.losses: tuple[Loss, ...] = ()
+        self._lost: tuple[tuple[int, np.ndarray], ...] = ()
         self._window_tokens = max(WINDOW_ROWS, 2 * rows) * data.sequence
-        nothing = (0,) * len(self._groups)
-        self._known: tuple[Cursor, ...] = (Cursor(0, nothing, nothing),)  # replaced whole: several threads may plan
+        self._known: tuple[Cursor, ...] = (_start(self.eras[0]),)  # replaced whole: several threads may plan
         self._window = lru_cache(maxsize=4)(self._pack)
 
     def rows_of(self, step: int) -> Rows:
@@ -162,8 +166,9 @@ class Plan:
 
     def once(self) -> Iterator[Rows]:
         """One pass over the documents, whatever the weights, some rows at a time."""
-        data = self.data.model_copy(update={"weights": {}})
-        for window in Plan(self.corpus, data, self.rows, self.seed, epochs=1).windows():
+        plan = Plan(self.corpus, self.data.unweighed, self.rows, self.seed, epochs=1)
+        plan.lose(Loss(0, loss.lost) for loss in self.losses)
+        for window in plan.windows():
             yield window.rows(window.begin.row, window.end.row)
 
     def padding(self, step: int) -> float:
@@ -171,11 +176,33 @@ class Plan:
         used = sum(piece.end - piece.begin for row in self.rows_of(step).rows for piece in row)
         return 1 - used / (self.rows * self.data.sequence)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Training plans with equal fingerprints give the same rows: over datasets, settings of the data, rows and seed."""
-        settings = self.data.model_dump(mode="json", exclude={"paths"})
-        return content_hash(ORDER_VERSION, list(self.corpus.records.hashes), settings, self.rows, self.seed)
+    def lose(self, losses: Iterable[Loss]) -> None:
+        """Leave record batches out; everybody who shares this plan has to lose the same."""
+        self.losses = tuple(sorted({*self.losses, *losses}))
+        self._lost = tuple((loss.row, self.corpus.records.batches_of(loss.lost)) for loss in self.losses)
+        self._known = (*self._known[:1], *(c for c in self._known[1:] if all(c.row <= row for row, _ in self._lost)))
+        self._window.cache_clear()
+
+    def lost_documents(self) -> float:
+        """Fraction of all documents that were left out."""
+        gone_K = np.unique(np.concatenate([np.empty(0, np.int64), *(lost_K for _, lost_K in self._lost)]))
+        before_K1 = self.corpus.records.before_K1
+        return float((before_K1[gone_K + 1] - before_K1[gone_K]).sum() / before_K1[-1])
+
+    def fingerprint(self, step: int) -> str:
+        """Over datasets, settings of the data, rows, seed, and the edits before `step`.
+
+        Training plans with equal fingerprints give the same global batches before that step, if they lose the same.
+        """
+        settings = self.data.model_dump(mode="json", exclude={"paths", "edits", "cache", "cache_gigabytes", "max_lost"})
+        hashes = self.corpus.records.hashes
+        changes = [{}, *(edit.model_dump(mode="json", exclude={"paths"}) for edit in self.data.edits)]
+        told = [
+            (sorted({hashes[part.dataset] for part in era.parts}), change)
+            for era, change in zip(self.eras, changes, strict=True)
+            if era.since < max(step * self.rows, 1)
+        ]
+        return content_hash(ORDER_VERSION, told, settings, self.rows, self.seed)
 
     def _rows_between(self, begin: int, end: int) -> Rows:
         parts = []
@@ -196,8 +223,13 @@ class Plan:
         return window
 
     def _pack(self, begin: Cursor) -> Window:
-        document_N, epoch_N, taken, tokens = self._due(begin)
-        documents = self.corpus.read(document_N)
+        era = self._era(begin.row)
+        try:
+            document_N, epoch_N, taken, tokens = self._due(era, begin)
+            documents = self.corpus.read(document_N)
+        except LostBatches as error:
+            error.row = begin.row
+            raise
         pieces_P5 = self._pieces(documents, epoch_N)
         length_P = pieces_P5[:, 2] - pieces_P5[:, 1]
         row_P = loops.best_fit(length_P, self.data.sequence)
@@ -207,30 +239,55 @@ class Plan:
         place_R = np.argsort(place_R)
         order_P = np.argsort(place_R[row_P], kind="stable")
         start_R1 = np.concatenate(([0], np.cumsum(np.bincount(place_R[row_P], minlength=rows))))
-        end = Cursor(begin.row + rows, taken, tokens)
+        modalities = begin.modalities
+        if era.modalities:
+            more_M = by_modality(documents, pieces_P5)
+            modalities = tuple(had + more for had, more in zip(begin.modalities, more_M, strict=True))
+        end = self._entered(era, Cursor(begin.row + rows, taken, tokens, modalities, begin.before))
         return Window(begin, end, documents, pieces_P5[order_P], start_R1)
 
-    def _due(self, begin: Cursor) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], tuple[int, ...]]:
+    def _era(self, row: int) -> Era:
+        """The era of the window that begins at a row."""
+        return next(era for era in reversed(self.eras) if era.since <= row)
+
+    def _entered(self, era: Era, end: Cursor) -> Cursor:
+        """Where a window of `era` ends, as the next window needs it: another era counts anew from there."""
+        after = self._era(end.row)
+        if after is era:
+            return end
+        at = dict.fromkeys(era.parts, 0) | dict(zip(era.parts, end.before, strict=bool(end.before)))
+        for group, taken in zip(era.groups, end.taken, strict=True):
+            for part, own in zip(group.parts, group.positions, strict=True):
+                at[part] += taken * own // group.whole
+        return _start(after)._replace(row=end.row, before=tuple(at.get(part, 0) for part in after.parts))
+
+    def _due(self, era: Era, begin: Cursor) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], tuple[int, ...]]:
         """(documents, their epochs, positions and tokens taken with them) of the window that begins at a cursor."""
-        total = sum(begin.tokens) + self._window_tokens
+        wanted = era.wanted(begin.tokens, begin.modalities, self._window_tokens)
         documents, epochs, taken, tokens = [], [], list(begin.taken), list(begin.tokens)
-        for g, group in enumerate(self._groups):
-            document_N, epoch_N, taken[g], more = self._take(group, taken[g], group.weight * total - tokens[g])
+        before = dict(zip(era.parts, begin.before, strict=bool(begin.before)))
+        for g, group in enumerate(era.groups):
+            since = [before.get(part, 0) for part in group.parts]
+            document_N, epoch_N, taken[g], more = self._take(group, since, begin.row, taken[g], wanted[g])
             documents.append(document_N)
             epochs.append(epoch_N)
             tokens[g] += more
         return np.concatenate(documents), np.concatenate(epochs), tuple(taken), tuple(tokens)
 
-    def _take(self, group: _Group, begin: int, wanted: float) -> tuple[np.ndarray, np.ndarray, int, int]:
+    def _take(
+        self, group: Group, since: list[int], row: int, begin: int, wanted: float
+    ) -> tuple[np.ndarray, np.ndarray, int, int]:
         """(documents, epochs, position after them, tokens) of a group from position `begin` on: about `wanted` tokens."""
-        taken: list[tuple[np.ndarray, ...]] = []
-        last = math.inf if self.epochs is None else self.epochs * group.positions
-        at, found = begin, 0
+        last = math.inf if self.epochs is None else group.whole * self.epochs
+        taken, at, found = [], begin, 0
         while found < wanted and at < last:
-            if at - begin > group.positions and not found:
-                raise UserError(f"data.holdout: {self.corpus.holdout} leaves no document of a source; lower it")
+            if at - begin > group.whole and not found:
+                left = f"data.holdout: {self.corpus.holdout} leaves no document of a source"
+                raise UserError(
+                    f"{left}; lower it" if not self.losses else f"{left}, with what was lost; mend the data"
+                )
             until = min(at + math.ceil((wanted - found) / group.tokens * 1.02) + 8, last)
-            document_N, epoch_N, position_N = self._draw(group, at, int(until))
+            document_N, epoch_N, position_N = self._draw(group, since, row, at, int(until))
             keep_N, length_N = self.corpus.survey(document_N)
             if self.data.long == "truncate":
                 length_N = np.minimum(length_N, self.data.sequence)
@@ -249,20 +306,32 @@ class Plan:
         n = int(np.searchsorted(position_N, position_N[n], side="right"))
         return document_N[:n], epoch_N[:n], int(position_N[n - 1]) + 1, int(after_N[n - 1])
 
-    def _draw(self, group: _Group, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(documents, epochs, positions) at the positions [begin, end) of a group, in order."""
-        whole, found = group.positions, []
-        for epoch in range(begin // whole, (end - 1) // whole + 1):
-            since, until = max(begin - epoch * whole, 0), min(end - epoch * whole, whole)
-            for source, first, documents, own in group.sources:
-                a, b = since * own // whole, until * own // whole
-                key = np.uint64(self._key("order", self.corpus.sources[source], epoch))
-                document_N = loops.draw(a, b, documents, self.data.shuffle or 0, key)
-                # Position p of the source is reached with the first position of the group whose share of it is over p.
-                position_N = -(-(np.arange(a + 1, b + 1) * whole) // own) - 1 + epoch * whole
+    def _draw(
+        self, group: Group, since: list[int], row: int, begin: int, end: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(documents, epochs, positions) at the positions [begin, end) of a group, in order, without what was lost."""
+        whole, found = group.whole, []
+        for part, own, before in zip(group.parts, group.positions, since, strict=True):
+            # Position p of the group stands for the positions of the part from p * own // whole on, counted from `before`.
+            at, stop = before + begin * own // whole, before + end * own // whole
+            while at < stop:
+                epoch, first = divmod(at, own)
+                last = min(first + stop - at, own)
+                hashes = self.corpus.records.hashes
+                key = self._key("order", self.corpus.sources[part.source], hashes[part.dataset], epoch)
+                document_N = loops.draw(first, last, part.documents, self.data.shuffle or 0, np.uint64(key))
+                turn_N, left_N = np.divmod(np.arange(at - before, at - before + last - first), own)
+                position_N = turn_N * whole - (-(left_N + 1) * whole) // own - 1
                 here_N = document_N >= 0
-                found.append((first + document_N[here_N], np.full(int(here_N.sum()), epoch), position_N[here_N]))
+                found.append((part.begin + document_N[here_N], np.full(int(here_N.sum()), epoch), position_N[here_N]))
+                at += last - first
+        if not found:
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
         document_N, epoch_N, position_N = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        lost = [lost_K for since_row, lost_K in self._lost if since_row <= row]
+        if lost:
+            kept_N = ~np.isin(self.corpus.records.batch_of(document_N), np.concatenate(lost))
+            document_N, epoch_N, position_N = document_N[kept_N], epoch_N[kept_N], position_N[kept_N]
         order_N = np.argsort(position_N, kind="stable")
         return document_N[order_N], epoch_N[order_N], position_N[order_N]
 
@@ -316,31 +385,15 @@ class Plan:
         return int(content_hash(self.seed, *parts)[:16], 16)
 
 
-def _groups(corpus: Corpus, data: DataConfig) -> list[_Group]:
-    """All sources together, or each with its weight."""
-    records, sources = corpus.records, {}
-    for s, name in enumerate(corpus.sources):
-        first, end = records.begin[s : s + 2]
-        if end > first:
-            positions = -(-(end - first) // loops.BLOCK) * loops.BLOCK if data.shuffle else end - first
-            sources[name] = (s, first, end - first, positions)
+def by_modality(documents: Documents, pieces_P5: np.ndarray) -> list[int]:
+    """Tokens of each modality in these pieces; markers are text's."""
+    marked_M = np.arange(len(documents.modalities)) > 0
+    return loops.tally(
+        pieces_P5, documents.span_D, documents.spans_D, documents.modality_S, documents.length_S, marked_M
+    ).tolist()
 
-    def group(names: list[str], weight: float) -> _Group:
-        chosen = tuple(sources[name] for name in names)
-        tokens = sum(sum(records.tokens[name].values()) for name in names) + sum(n for _, _, n, _ in chosen)
-        return _Group(chosen, weight, tokens / sum(p for *_, p in chosen))
 
-    if not data.weights:
-        return [group(list(sources), 1.0)]
-    for name, weight in data.weights.items():
-        if name not in corpus.sources:
-            raise UserError(f"data.weights: {name}: the data has no such source; it has {', '.join(corpus.sources)}")
-        if weight and name not in sources:
-            raise UserError(f"data.weights: {name}: this source holds no document to train on; give it weight 0")
-    for name in sources:
-        if name not in data.weights:
-            raise UserError(f"data.weights: source '{name}' has no weight; give it one (0 leaves it out)")
-    total = sum(data.weights.values())
-    if total <= 0:
-        raise UserError("data.weights: weights must be 0 or more, and one of them more than 0")
-    return [group([name], data.weights[name] / total) for name in sources if data.weights[name]]
+def _start(era: Era) -> Cursor:
+    """The cursor of a run that begins with an era."""
+    nothing = (0,) * len(era.groups)
+    return Cursor(0, nothing, nothing, (0,) * len(era.modalities))

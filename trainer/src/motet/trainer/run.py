@@ -7,26 +7,31 @@ What a step does to it stands in `train`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch.optim import AdamW
 
+from motet.pipeline.shard import DamagedShard
 from motet.tokenizers.configuration import UserError
 
-from . import checkpoint, optimizer
+from . import checkpoint, lost, optimizer
 from .config import TrainConfig
 from .corpus import Corpus
 from .evaluate import heldout_tally, means
 from .flops import pair_cost
 from .model.mot import MoT
 from .objective import DIFFUSION
-from .plan import Plan
-from .records import Records
+from .plan import Cursor, Loss, Plan
+from .records import LostBatches, Records
 from .render import Noise
 from .stream import Stream, heldout_batches
 from .vocabulary import Towers, Vocabulary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,7 +42,7 @@ class Run:
         step: steps done. tokens: trained on so far, over all ranks.
         threads: CPU threads that its arithmetic uses.
         losses: the names of its losses: the modalities given as ids, and `diffusion`.
-        unseen: the held-out documents.
+        unseen: the held-out documents. unseen_lost: those that have been found damaged.
     """
 
     config: TrainConfig
@@ -53,6 +58,7 @@ class Run:
     losses: tuple[str, ...]
     step: int = 0
     tokens: int = 0
+    unseen_lost: list[Loss] = field(default_factory=list)
 
     @classmethod
     def open(cls, config: TrainConfig, out: Path) -> Run:
@@ -61,12 +67,14 @@ class Run:
         UserError if configuration and data do not fit each other, or the data is not what the run began with;
         DamagedShard and DamagedCheckpoint name bytes that have changed.
         """
-        records = Records.open(config.data.paths)
-        corpus = Corpus(records, "train", config.data.holdout)
+        data = config.data
+        corpus = Corpus(Records.of(data, data.all_paths), "train", data.holdout)
+        begun_with = Records.of(data, data.paths) if data.edits else corpus.records
         vocabulary = Vocabulary.of(corpus.tokenizers)
         _check_objective(config, vocabulary)
         towers = Towers.of(vocabulary, config.model.towers)
-        plan = Plan(corpus, config.data, config.rows, config.seed)
+        plan = Plan(corpus, data, config.rows, config.seed)
+        plan.lose(lost.read(out))
         noise = Noise(config.seed, config.objective.noise_steps)
         stream = Stream(plan, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -77,7 +85,7 @@ class Run:
             vocabulary=vocabulary,
             towers=towers,
             stream=stream,
-            unseen=Corpus(records, "heldout", config.data.holdout),
+            unseen=Corpus(begun_with, "heldout", data.holdout),
             model=model,
             optimizer=optimizer.adamw(model, config.optimizer),
             device=device,
@@ -89,13 +97,13 @@ class Run:
             run._restore(saved)
         return run
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment."""
+    def save(self, cursor: Cursor) -> None:
+        """Write a checkpoint of this moment; `cursor` is of the window that the last step begins in, or an earlier one."""
         state = checkpoint.State(
             step=self.step,
             tokens=self.tokens,
-            fingerprint=self.stream.fingerprint,
-            cursor=self.stream.plan.cursor(self.step),
+            fingerprint=self.stream.plan.fingerprint(self.step),
+            cursor=cursor,
             threads=self.threads,
             vocabulary=self.vocabulary.to_json(),
             config=self.config.model_dump(mode="json"),
@@ -106,21 +114,44 @@ class Run:
     def heldout(self) -> dict[str, float | None]:
         """Losses on the first held-out rows, always the same ones."""
         data, rows, noise_steps = self.config.data, self.config.micro_rows, self.config.objective.noise_steps
-        limit = self.config.evaluate_rows
-        batches = heldout_batches(self.unseen, self.vocabulary, self.towers, data, rows, noise_steps, limit)
-        return means(self.losses, heldout_tally(self.model, batches, self.config.objective, self.losses))
+        limit, objective = self.config.evaluate_rows, self.config.objective
+        while True:
+            batches = heldout_batches(
+                self.unseen, self.vocabulary, self.towers, data, rows, noise_steps, limit, self.unseen_lost
+            )
+            try:
+                return means(self.losses, heldout_tally(self.model, batches, objective, self.losses))
+            except LostBatches as error:
+                log.warning("%s; held-out losses are of the documents that are left", error)
+                self.unseen_lost += [Loss(0, each) for each in error.lost]
+
+    def lose(self, found: Sequence[Loss]) -> None:
+        """Go on without these record batches; every rank has to. DamagedShard if that is more than `data.max_lost`."""
+        plan, limit = self.stream.plan, self.config.data.max_lost
+        plan.lose(found)
+        if (share := plan.lost_documents()) > limit:
+            raise DamagedShard(
+                f"{found[0].lost.why}; without it {100 * share:.2f} % of the documents are lost, more than data.max_lost: "
+                f"{100 * limit:.2f} %; the run goes on from its last checkpoint when the data is whole again"
+            )
 
     def _restore(self, saved: Path) -> None:
         state = checkpoint.read_state(saved)
-        if state.fingerprint != self.stream.fingerprint:
+        if state.vocabulary != self.vocabulary.to_json():
+            raise UserError(
+                f"data: the datasets bring modalities or tokenizers that the run in {self.out} did not begin with; a model's "
+                "vocabulary is fixed: take them out to go on, or choose another --out"
+            )
+        plan = self.stream.plan
+        if state.fingerprint != plan.fingerprint(state.step):
             raise UserError(
                 f"data.paths: {', '.join(self.config.data.paths)}: the data is not what the run in {self.out} began "
-                "with; bring that data back to go on, or choose another --out"
+                f"with, or an edit before step {state.step} has changed; bring that back to go on, or choose another --out"
             )
         self.model.load_state_dict(checkpoint.load(saved, state, checkpoint.MODEL))
         moments = checkpoint.load(saved, state, checkpoint.OPTIMIZER)
         optimizer.restore(self.model, self.optimizer, moments)
-        self.stream.plan.remember(state.cursor)
+        plan.remember(state.cursor)
         self.step, self.tokens = state.step, state.tokens
         self.threads = self.config.threads or state.threads
 

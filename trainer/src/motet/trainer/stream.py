@@ -8,7 +8,7 @@ run gives there: at once with that step's `cursor`, after planning all before it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from motet.tokenizers.configuration import UserError
 from .balance import costs, shares
 from .batch import GroupedBatch, group
 from .corpus import Corpus
-from .plan import Plan, Rows
+from .plan import Loss, Plan, Rows
 from .render import Noise, label_counts, lay_out, render
 from .vocabulary import Towers, Vocabulary
 
@@ -42,11 +42,6 @@ class Stream:
     def __init__(self, plan: Plan, vocabulary: Vocabulary, towers: Towers, noise: Noise, pair: float = 0.0):
         vocabulary.check(plan.corpus.tokenizers, "data.paths")
         self.plan, self.vocabulary, self.towers, self.noise, self.pair = plan, vocabulary, towers, noise, pair
-
-    @property
-    def fingerprint(self) -> str:
-        """Training streams with equal fingerprints give the same global batches."""
-        return self.plan.fingerprint
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1, micro_rows: int = 1) -> list[GroupedBatch]:
         """The batches of one rank at one step (from 0): its `share` of the rows, `micro_rows` at a time."""
@@ -105,12 +100,14 @@ def heldout_batches(
     micro_rows: int,
     noise_steps: int,
     limit: int | None = None,
+    losses: Iterable[Loss] = (),
 ) -> Iterator[GroupedBatch]:
     """One pass over held-out documents, each once: the same rows, orders and noise whatever the training's seed.
 
-    `corpus` is the held-out split; nothing comes of an empty one. `limit` bounds the rows.
+    `corpus` is the held-out split; nothing comes of an empty one. `limit` bounds the rows. `losses` are left out.
     """
-    plan = Plan(corpus, data.model_copy(update={"weights": {}}), micro_rows, EVALUATION_SEED)
+    plan = Plan(corpus, data.unweighed, micro_rows, EVALUATION_SEED)
+    plan.lose(losses)
     yield from Stream(plan, vocabulary, towers, Noise(EVALUATION_SEED, noise_steps)).once(micro_rows, limit)
 
 

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +28,18 @@ from torch import Tensor, nn
 
 from motet.tokenizers.configuration import UserError
 
+from . import lost
 from .batch import GroupedBatch
 from .config import TrainConfig
 from .evaluate import means
 from .flops import batch_flops, peak
-from .folder import claimed
+from .folder import claimed, keep
 from .metrics import MetricsLog, Row, hash_of_rows, wrapped
 from .objective import losses
 from .optimizer import gradient_norm, learning_rate, set_learning_rate
-from .parallel import add_up, in_parallel, reducing, together
+from .parallel import add_up, any_of, gathered, in_parallel, reducing, together, together_refused
+from .plan import Cursor, Loss
+from .records import LostBatches
 from .run import Run
 
 PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -71,6 +74,8 @@ def train(
             if rank == 0:
                 stack.enter_context(claimed(out, config))
             run = Run.open(config, out)
+            if rank == 0:
+                keep(out, config)
         start = run.step
         if start == config.steps:
             say(f"{out}: this run is finished, all {config.steps} steps: nothing to do")
@@ -80,7 +85,7 @@ def train(
             stack.enter_context(_cpu_threads(run.threads))
             signals = stack.enter_context(_signals(say))
             metrics = stack.enter_context(MetricsLog(out, start)) if rank == 0 else None
-            _loop(run, rank, world, metrics, signals, on_step)
+            _loop(run, rank, world, metrics, signals, on_step, say)
             if run.step < config.steps:
                 say(f"stopped and saved after step {run.step} of {config.steps}; the same command goes on from there")
     return {
@@ -100,12 +105,13 @@ def _loop(
     metrics: MetricsLog | None,
     signals: list[int],
     on_step: Callable[[Row], None] | None,
+    say: Callable[[str], None],
 ) -> None:
     config, device = run.config, run.device
     model = in_parallel(run.model, world)
     best = peak(str(device), PRECISION[config.precision], run.threads) if metrics else None
     began = time.perf_counter()
-    for work in _ahead(lambda step: _read(run, step, rank, world), run.step, config.steps):
+    for work in _ahead(run, rank, world, say):
         rate = learning_rate(run.step, config.steps, config.optimizer)
         tally, norm = _learn(run, model, work, rate)
 
@@ -116,27 +122,29 @@ def _loop(
         run.step, run.tokens = run.step + 1, run.tokens + tokens
         seconds = time.perf_counter() - began
         last = stop or run.step == config.steps
-        if metrics:
-            row: Row = {
-                "step": run.step - 1,
-                "loss": loss,
-                "losses": means(run.losses, tally_2K),
-                "lr": rate,
-                "grad_norm": norm.item(),
-                "tokens": run.tokens,
-                "batch": f"{batch % (1 << 64):016x}",
-                "seconds": round(seconds, 6),
-                "tokens_per_second": round(tokens / seconds, 1),
-                "mfu": flops / (best.flops * world * seconds) if best else None,
-            }
-            if config.evaluate_every and run.step % config.evaluate_every == 0:
-                row["heldout"] = run.heldout()
-            metrics.write(row)
-            if last or run.step % config.checkpoint_every == 0:
-                metrics.sync()
-                run.save()
-            if on_step:
-                on_step(row)
+        with together(world):
+            if metrics:
+                row: Row = {
+                    "step": run.step - 1,
+                    "loss": loss,
+                    "losses": means(run.losses, tally_2K),
+                    "lr": rate,
+                    "grad_norm": norm.item(),
+                    "tokens": run.tokens,
+                    "batch": f"{batch % (1 << 64):016x}",
+                    "seconds": round(seconds, 6),
+                    "tokens_per_second": round(tokens / seconds, 1),
+                    "mfu": flops / (best.flops * world * seconds) if best else None,
+                    "cursor": work.cursor,
+                }
+                if config.evaluate_every and run.step % config.evaluate_every == 0:
+                    row["heldout"] = run.heldout()
+                metrics.write(row)
+                if last or run.step % config.checkpoint_every == 0:
+                    metrics.sync()
+                    run.save(work.cursor)
+                if on_step:
+                    on_step(row)
         if last:
             return
         began = time.perf_counter()
@@ -146,7 +154,7 @@ def _loop(
 class _Work:
     """What one rank does at one step: its micro-batches, their tokens (without padding), FLOPs, and hash of rows.
 
-    `counts` are those of the whole global batch.
+    `counts` are those of the whole global batch, `cursor` leads to the window that it begins in.
     """
 
     batches: list[GroupedBatch]
@@ -154,6 +162,7 @@ class _Work:
     tokens: int
     flops: int
     hash: int
+    cursor: Cursor
 
 
 def _read(run: Run, step: int, rank: int, world: int) -> _Work:
@@ -163,7 +172,9 @@ def _read(run: Run, step: int, rank: int, world: int) -> _Work:
     hashes = [hash_of_rows(batch, rows[i * micro_rows : (i + 1) * micro_rows]) for i, batch in enumerate(batches)]
     tokens = sum(int((batch.document_T > 0).sum()) for batch in batches)
     flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch) for batch in batches)
-    return _Work(batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)))
+    return _Work(
+        batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)), run.stream.plan.cursor(step)
+    )
 
 
 def _learn(run: Run, model: nn.Module, work: _Work, rate: float) -> tuple[Tensor, Tensor]:
@@ -184,15 +195,37 @@ def _learn(run: Run, model: nn.Module, work: _Work, rate: float) -> tuple[Tensor
     return tally, norm
 
 
-def _ahead(read: Callable[[int], _Work], start: int, stop: int) -> Iterator[_Work]:
-    """read(start), ..., read(stop - 1): each read in a second thread while the one before it is in use."""
+def _ahead(run: Run, rank: int, world: int, say: Callable[[str], None]) -> Iterator[_Work]:
+    """The work of each step to come, read in a second thread while the one before it is done.
+
+    What is damaged on one rank is left out on all; what else goes wrong on one stops all.
+    """
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, start)
-        for step in range(start, stop):
-            work = coming.result()
-            if step + 1 < stop:
-                coming = reader.submit(read, step + 1)
+        coming = reader.submit(_read, run, run.step, rank, world)
+        for step in range(run.step, run.config.steps):
+            while (work := _agreed(run, coming, rank, world, say)) is None:
+                coming = reader.submit(_read, run, step, rank, world)
+            if step + 1 < run.config.steps:
+                coming = reader.submit(_read, run, step + 1, rank, world)
             yield work
+
+
+def _agreed(run: Run, coming: Future[_Work], rank: int, world: int, say: Callable[[str], None]) -> _Work | None:
+    """The work, if no rank misses anything; None once all go on without what some of them miss."""
+    failure = coming.exception()
+    if not any_of(failure is not None, world):
+        return coming.result()
+    mine = [Loss(failure.row, each) for each in failure.lost] if isinstance(failure, LostBatches) else None
+    if any_of(failure is not None and mine is None, world):
+        assert failure is None or isinstance(failure, Exception)
+        raise together_refused(None if mine else failure, world)
+    found = sorted({loss for told in gathered(mine or [], world) for loss in told})
+    if rank == 0:
+        lost.note(run.out, found)
+    for loss in found:
+        say(f"{loss.lost.why}; going on without its documents ({run.out / lost.LOST} has the list)")
+    run.lose(found)
+    return None
 
 
 def _check_finite(run: Run, loss: float, norm: float) -> None:

@@ -1,4 +1,4 @@
-"""`motet train` and `evaluate`: shards to a model, and how good it is."""
+"""`motet plan`, `train`, `why` and `evaluate`: shards to a model, what it saw, and how good it is."""
 
 from __future__ import annotations
 
@@ -31,6 +31,56 @@ def train(
     if as_json:
         typer.echo(json.dumps(result))
     return 0 if result["finished"] else 130
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="The YAML file that `motet train` will get.")],
+    steps: Annotated[int, typer.Option(min=1, help="Plan so many of the run's first steps.")] = 200,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: `path.to.field=value`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """What a configuration will see: mixture, padding, epochs of each source, balance of ranks; nothing is trained.
+
+    Example: `motet plan train.yaml --set data.sequence=4096`
+    """
+    from motet.trainer.config import load
+    from motet.trainer.forecast import forecast, tables
+
+    found = forecast(load(config, set_ or []), steps)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(
+        f"The first {found['steps']:,} steps: {found['tokens']:,} tokens, {found['padding']:.2%} padding; "
+        f"the whole run, going on like that: {found['run_tokens']:,} tokens",
+        highlight=False,
+    )
+    for table in tables(found):
+        console.print(table)
+
+
+def why(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    step: Annotated[int, typer.Argument(help="The step's number, from 0, as in metrics.jsonl.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """The samples that a training step learned from, and where they lie.
+
+    Example: `motet why run 1200`
+    """
+    from motet.trainer.why import table
+    from motet.trainer.why import why as explain
+
+    found = explain(run, step)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    from rich.console import Console
+
+    Console(soft_wrap=True).print(table(found))
 
 
 def evaluate(
