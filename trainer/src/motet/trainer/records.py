@@ -26,9 +26,9 @@ import pyarrow as pa
 import xxhash
 
 from motet.pipeline import files
-from motet.pipeline.index import Index
+from motet.pipeline.index import NAME, Index
 from motet.pipeline.shard import CURE, DamagedShard
-from motet.pipeline.store import Folder
+from motet.pipeline.store import Folder, store_of
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import TokenizerSpec
 
@@ -163,7 +163,7 @@ class Records:
     @classmethod
     def open(cls, paths: Sequence[str], cache: Cache | None = None) -> Records:
         """The record batches of the token datasets at `paths`; UserError if a remote one has no `cache`."""
-        return cls([Index.open(path) for path in paths], paths, cache)
+        return cls([_index(path) for path in paths], paths, cache)
 
     @classmethod
     def of(cls, data: DataConfig, paths: Sequence[str]) -> Records:
@@ -337,6 +337,17 @@ class Records:
 def intact(message: pa.Buffer, digest: int) -> bool:
     """Whether these are the bytes that were written."""
     return xxhash.xxh3_64_intdigest(message) == digest
+
+
+def _index(path: str) -> Index:
+    """The index of a dataset; a far one is asked for again when its store does not answer."""
+    store = store_of(path)
+    if not isinstance(store, Folder):
+        try:
+            return Index.of(pa.py_buffer(files.read(f"{store}/{NAME}")), store)
+        except FileNotFoundError:
+            pass  # made of its manifest
+    return Index.open(path)
 
 
 def _agreed(indexes: Sequence[Index]) -> dict[str, TokenizerSpec]:
