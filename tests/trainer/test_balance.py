@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 
 from motet.trainer.balance import costs, shares
 from motet.trainer.loops import best_fit
-from motet.trainer.plan import Piece
+from motet.trainer.plan import Rows
+
+
+def rows_of(*rows: list[int]) -> Rows:
+    """Rows of pieces of these lengths."""
+    length_P = np.array([n for row in rows for n in row], int)
+    none_P = np.zeros_like(length_P)
+    return Rows(None, np.column_stack((none_P, none_P, length_P, none_P, none_P)), np.cumsum([0, *map(len, rows)]))
 
 
 @settings(deadline=None)
@@ -18,9 +25,8 @@ def test_every_row_has_one_rank_and_every_rank_as_many(ranks, each, random):
 
 
 def test_a_pair_of_tokens_costs_what_it_is_said_to_cost():
-    row = (Piece(0, 0, 3, False, 0), Piece(1, 5, 9, False, 0))
     pairs = 3 * 4 / 2 + 4 * 5 / 2  # a token sees itself and those before it in its document
-    assert costs([row, ()], 0.5) == pytest.approx([7 + 0.5 * pairs, 0])
+    assert costs(rows_of([3, 4], []), 0.5) == pytest.approx([7 + 0.5 * pairs, 0])
 
 
 def test_ranks_of_packed_rows_are_within_three_percent():
@@ -28,8 +34,9 @@ def test_ranks_of_packed_rows_are_within_three_percent():
     for step in range(20):
         length_P = np.clip(random.lognormal(5, 1.2, 400).astype(int) + 1, 1, 2048)
         row_P = best_fit(length_P, 2048)
-        rows = [tuple(Piece(0, 0, n, False, 0) for n in length_P[row_P == r].tolist()) for r in range(32)]
-        cost_R = costs(rows, 0.001)  # a document of 2,000 tokens costs twice what as many short ones do
+        cost_R = costs(
+            rows_of(*(length_P[row_P == r].tolist() for r in range(32))), 0.001
+        )  # a document of 2,000 tokens costs twice what as many short ones do
         for ranks in (2, 4, 8):
             load = np.array([cost_R[mine].sum() for mine in shares(cost_R, ranks)])
             strided = np.array([cost_R[rank::ranks].sum() for rank in range(ranks)])

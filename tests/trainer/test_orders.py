@@ -71,7 +71,7 @@ def plan_of(records: Records, data: DataConfig, seed: int, losses: list[Loss]) -
 def global_batch(plan: Plan, step: int, ranks: int) -> list[tuple]:
     """The pieces of a step's rows, put together of what each rank takes."""
     chosen = plan.rows_of(step)
-    parts = shares(costs(chosen.rows, 0.01), ranks)
+    parts = shares(costs(chosen, 0.01), ranks)
     assert len({len(part) for part in parts}) == 1
     rows = dict((r, chosen.rows[r]) for part in parts for r in part)
     sample_D2 = chosen.documents.sample_D2

@@ -33,7 +33,7 @@ def pieces(chosen: Rows) -> list[tuple]:
 
 def rows(chosen: Rows) -> list[list[tuple]]:
     """The same, row by row."""
-    return [pieces(Rows(chosen.documents, [row])) for row in chosen.rows]
+    return [pieces(chosen.taken([r])) for r in range(len(chosen))]
 
 
 def pictures(documents: Documents, document: int, flipped: bool) -> list[tuple[int, int]]:
@@ -93,7 +93,7 @@ def test_an_epoch_has_every_document_once(corpus, sequence):
     assert sorted(d for d, *_ in once) == whole
     assert {epoch for *_, epoch in once} == {0}
     # The same again in training's own steps, which go on into further epochs.
-    later = next(window.begin.row for window in plan.windows() if window.pieces_P5[:, 4].min() > 2)
+    later = next(window.begin.row for window in plan.windows() if window.packed.piece_P5[:, 4].min() > 2)
     seen = Counter()
     for step in range(-(-later // 4)):
         seen.update((document, epoch) for document, *_, epoch in pieces(plan.rows_of(step)))

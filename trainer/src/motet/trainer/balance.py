@@ -10,17 +10,17 @@ A step lasts as long as its slowest rank. Rows are whole and every rank takes as
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 
 import numpy as np
 
-from .plan import Row
+from .plan import Rows
 
 
-def costs(rows: Sequence[Row], pair: float) -> np.ndarray:
+def costs(rows: Rows, pair: float) -> np.ndarray:
     """float64: what each row costs, in tokens; `pair` is what attention to one earlier token costs, in tokens."""
-    lengths = ([piece.end - piece.begin for piece in row] for row in rows)
-    return np.array([sum(n + pair * n * (n + 1) / 2 for n in row) for row in lengths])
+    length_P = (rows.piece_P5[:, 2] - rows.piece_P5[:, 1]).astype(np.float64)
+    row_P = np.repeat(np.arange(len(rows)), np.diff(rows.start_R1))
+    return np.bincount(row_P, length_P + pair * length_P * (length_P + 1) / 2, minlength=len(rows))
 
 
 def shares(cost_R: np.ndarray, ranks: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ Letters: D documents of a table, S their spans, T their ids, V their latent vect
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -20,14 +20,14 @@ import numpy as np
 from motet.tokenizers.contract import TokenizerSpec
 
 from . import loops
-from .records import Records
+from .records import Place, Records
 
 Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """Some documents, read.
+    """Some documents, read; or their outline, without ids and latents.
 
     Attributes:
         modalities: what `modality_S` indexes: text first, then the others by name.
@@ -73,32 +73,13 @@ class Documents:
 
     @classmethod
     def joined(cls, tables: Sequence[Documents]) -> Documents:
-        """Several tables, one after another."""
-        if len(tables) == 1:
-            return tables[0]
-        one = tables[0]
+        """Several outlines, one after another."""
         spans = np.cumsum([0, *(len(t.length_S) for t in tables[:-1])])
-        ids = np.cumsum([0, *(len(t.tokens_T) for t in tables[:-1])])
-        vectors = np.cumsum([0, *(len(t.latents_VW) for t in tables[:-1])])
-        latent_M = np.array(one.continuous)
-        at = [t.at_S + np.where(latent_M[t.modality_S], v, i) for t, i, v in zip(tables, ids, vectors, strict=True)]
-        names = (
-            "number_D",
-            "sample_D2",
-            "source_D",
-            "length_D",
-            "spans_D",
-            "modality_S",
-            "length_S",
-            "tokens_T",
-            "latents_VW",
-        )
-        return cls(
-            modalities=one.modalities,
-            continuous=one.continuous,
+        columns = ("number_D", "sample_D2", "source_D", "length_D", "spans_D", "modality_S", "length_S", "at_S")
+        return replace(
+            tables[0],
             span_D=np.concatenate([t.span_D + s for t, s in zip(tables, spans, strict=True)]),
-            at_S=np.concatenate(at),
-            **{name: np.concatenate([getattr(t, name) for t in tables]) for name in names},
+            **{name: np.concatenate([getattr(t, name) for t in tables]) for name in columns},
         )
 
 
@@ -150,20 +131,28 @@ class Corpus:
         id_N2, length_N, *_ = loops.survey(*place[:4], self.records.known_PM)
         return self.belongs(id_N2[:, 0]), length_N
 
+    def outline(self, document_N: np.ndarray) -> Documents:
+        """These documents without ids and latents, whichever split they belong to; LostBatches as in `read`."""
+        return self._outline(document_N, self.records.touch(document_N))[0]
+
     def read(self, document_N: np.ndarray) -> Documents:
         """These documents, whichever split they belong to; LostBatches names record batches that are not whole."""
         records = self.records
         place = records.touch(document_N)  # keeps in reach, until this returns, what the loops read
-        arguments = (*place[:4], records.known_PM)
-        id_N2, length_N, spans_N, ids_N, latents_N = loops.survey(*arguments)
-        spans = int(spans_N.sum())
-        modality_S, length_S, at_S = np.empty(spans, np.uint8), np.empty(spans, np.int64), np.empty(spans, np.int64)
-        tokens_T = np.empty(int(ids_N.sum()), np.int64)
-        latents_VW = np.empty((int(latents_N.sum()), records.width), np.uint16)
-        loops.copy(
-            *arguments, records.wide_P, records.latent, records.width, modality_S, length_S, at_S, tokens_T, latents_VW
-        )
-        return Documents(
+        documents, ids, latents = self._outline(document_N, place)
+        tokens_T = np.empty(ids, np.int64)
+        latents_VW = np.empty((latents, records.width), np.uint16)
+        spans = documents.spans_D, documents.modality_S, documents.length_S, documents.at_S
+        loops.copy(*place[:4], records.wide_P, records.latent, records.width, *spans, tokens_T, latents_VW)
+        return replace(documents, tokens_T=tokens_T, latents_VW=latents_VW.view(np.float16))
+
+    def _outline(self, document_N: np.ndarray, place: Place) -> tuple[Documents, int, int]:
+        """(the documents, how many ids, how many latents they have)."""
+        records = self.records
+        id_N2, length_N, spans_N, ids_N, latents_N = loops.survey(*place[:4], records.known_PM)
+        modality_S, length_S = np.empty(spans := int(spans_N.sum()), np.uint8), np.empty(spans, np.int64)
+        loops.outline(*place[:4], records.known_PM, modality_S, length_S)
+        documents = Documents(
             modalities=self.modalities,
             continuous=tuple(i == records.latent for i in range(len(self.modalities))),
             number_D=document_N,
@@ -174,10 +163,11 @@ class Corpus:
             spans_D=spans_N,
             modality_S=modality_S,
             length_S=length_S,
-            at_S=at_S,
-            tokens_T=tokens_T,
-            latents_VW=latents_VW.view(np.float16),
+            at_S=np.zeros(spans, np.int64),
+            tokens_T=np.empty(0, np.int64),
+            latents_VW=np.empty((0, records.width), np.float16),
         )
+        return documents, int(ids_N.sum()), int(latents_N.sum())
 
     def all(self) -> Documents:
         """Every document of the split, source by source."""

@@ -45,13 +45,13 @@ def forecast(config: TrainConfig, steps: int) -> dict[str, Any]:
     dearest: dict[int, list[float]] = {world: [] for world in worlds}
     for step in range(steps):
         chosen = plan.rows_of(step)
-        pieces_P5 = np.array([piece for row in chosen.rows for piece in row], np.int64)
-        length_P = pieces_P5[:, 2] - pieces_P5[:, 1]
-        source_P = chosen.documents.source_D[pieces_P5[:, 0]]
+        piece_P5 = chosen.piece_P5
+        length_P = piece_P5[:, 2] - piece_P5[:, 1]
+        source_P = chosen.documents.source_D[piece_P5[:, 0]]
         for number, tokens in enumerate(np.bincount(source_P, length_P).astype(int).tolist()):
             by_source[records.sources[number]] += tokens
-        seen_M += by_modality(chosen.documents, pieces_P5)
-        cost_R = costs(chosen.rows, pair)
+        seen_M += by_modality(chosen.documents, piece_P5)
+        cost_R = costs(chosen, pair)
         for world in worlds:
             cost_W = np.array([cost_R[mine].sum() for mine in shares(cost_R, world)])
             dearest[world].append(float(cost_W.max() / cost_W.mean()))

@@ -1,12 +1,12 @@
 """The loops over documents, compiled: what would cost a microsecond of Python a document and modality.
 
     positions --`draw`--> documents --`survey`--> identity, rendered length --`best_fit`--> rows --`tally`--> tokens by modality
-                          documents --`copy`--> spans and tokens, one document after another
+                          documents --`outline`--> their spans --`copy`--> their tokens, one document after another
 
 Record batches are known by the addresses of their columns (`records`), which hashes and bounds were checked for before.
 Every function here releases the interpreter's lock and is compiled once per machine (numba keeps it beside the package).
 
-Letters: N documents, K record batches, C their columns, M modalities, S spans, T tokens, P pieces, W values of a latent.
+Letters: N documents, B record batches, C their columns, M modalities, S spans, T tokens, P pieces, W values of a latent.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _swapped(word):
 
 
 @compiled
-def survey(batch_N, row_N, part_N, address_KC, known_PM):
+def survey(batch_N, row_N, part_N, address_BC, known_PM):
     """(sample ids uint64 [N, 2], rendered lengths int64 [N], spans int64 [N], ids stored int64 [N],
     latents stored int64 [N]) of documents.
 
@@ -118,7 +118,7 @@ def survey(batch_N, row_N, part_N, address_KC, known_PM):
     length_N, spans_N = np.empty(N, np.int64), np.empty(N, np.int64)
     ids_N, latents_N = np.empty(N, np.int64), np.zeros(N, np.int64)
     for n in range(N):
-        column_C, row = address_KC[batch_N[n]], row_N[n]
+        column_C, row = address_BC[batch_N[n]], row_N[n]
         id_2 = carray(_pointer(column_C[ID] + 16 * row), 2, dtype=np.uint64)
         id_N2[n, 0], id_N2[n, 1] = _swapped(id_2[0]), _swapped(id_2[1])
         at_2 = carray(_pointer(column_C[TOKEN_AT] + 4 * row), 2, dtype=np.int32)
@@ -140,39 +140,49 @@ def survey(batch_N, row_N, part_N, address_KC, known_PM):
     return id_N2, length_N, spans_N, ids_N, latents_N
 
 
+@compiled
+def outline(batch_N, row_N, part_N, address_BC, known_PM, modality_S, length_S):
+    """Fill the spans of documents, one after another."""
+    s = 0
+    for n in range(len(batch_N)):
+        column_C, row = address_BC[batch_N[n]], row_N[n]
+        span_2 = carray(_pointer(column_C[SPAN_AT] + 4 * row), 2, dtype=np.int32)
+        first, spans = span_2[0], span_2[1] - span_2[0]
+        end_S = carray(_pointer(column_C[SPAN_END] + 4 * first), spans, dtype=np.int32)
+        stored_S = carray(_pointer(column_C[SPAN_MODALITY] + first), spans, dtype=np.uint8)
+        begin = 0
+        for j in range(spans):
+            modality_S[s], length_S[s] = known_PM[part_N[n], stored_S[j]], end_S[j] - begin
+            begin = end_S[j]
+            s += 1
+
+
 # fmt: off
 @compiled
 def copy(
-    batch_N, row_N, part_N, address_KC, known_PM, wide_P, latent, width,
+    batch_N, row_N, part_N, address_BC, wide_P, latent, width, spans_N,
     modality_S, length_S, at_S, tokens_T, latents_TW,
 ):
     # fmt: on
-    """Fill the spans and tokens of documents, one after another.
+    """Fill the tokens of documents whose spans are known, one after another, and where each span's begin.
 
     `wide_P`: whether a part's ids are uint32, else uint16. `latent` is the modality that is given as latents of `width` values (-1: none).
     """
     s = token = vector = 0
     for n in range(len(batch_N)):
-        column_C, row = address_KC[batch_N[n]], row_N[n]
-        span_2 = carray(_pointer(column_C[SPAN_AT] + 4 * row), 2, dtype=np.int32)
-        first, spans = span_2[0], span_2[1] - span_2[0]
-        end_S = carray(_pointer(column_C[SPAN_END] + 4 * first), spans, dtype=np.int32)
-        stored_S = carray(_pointer(column_C[SPAN_MODALITY] + first), spans, dtype=np.uint8)
-        begin, id_at, vector_at = 0, token, vector
-        for j in range(spans):
-            tokens = end_S[j] - begin
-            begin = end_S[j]
-            modality_S[s], length_S[s] = known_PM[part_N[n], stored_S[j]], tokens
+        column_C, row = address_BC[batch_N[n]], row_N[n]
+        id_at, vector_at = token, vector
+        for _ in range(spans_N[n]):
             if modality_S[s] == latent:
                 at_S[s] = vector_at
-                vector_at += tokens
+                vector_at += length_S[s]
             else:
                 at_S[s] = id_at
-                id_at += tokens
+                id_at += length_S[s]
             s += 1
         ids = id_at - token
         if ids:
-            at = carray(_pointer(column_C[TOKEN_AT] + 4 * row), 1, dtype=np.int32)[0]
+            at = np.int64(carray(_pointer(column_C[TOKEN_AT] + 4 * row), 1, dtype=np.int32)[0])
             if wide_P[part_N[n]]:
                 id32_T = carray(_pointer(column_C[TOKENS] + 4 * at), ids, dtype=np.uint32)
                 for t in range(ids):
@@ -184,8 +194,8 @@ def copy(
             token += ids
         vectors = vector_at - vector
         if vectors:
-            at = carray(_pointer(column_C[LATENT_AT] + 4 * row), 1, dtype=np.int32)[0]
-            value_X = carray(_pointer(column_C[LATENTS] + 2 * width * np.int64(at)), vectors * width, dtype=np.uint16)
+            at = np.int64(carray(_pointer(column_C[LATENT_AT] + 4 * row), 1, dtype=np.int32)[0])
+            value_X = carray(_pointer(column_C[LATENTS] + 2 * width * at), vectors * width, dtype=np.uint16)
             for v in range(vectors):
                 for w in range(width):
                     latents_TW[vector + v, w] = value_X[v * width + w]
@@ -193,11 +203,11 @@ def copy(
 
 
 @compiled
-def tally(pieces_P5, span_D, spans_D, modality_S, length_S, marked_M):
+def tally(piece_P5, span_D, spans_D, modality_S, length_S, marked_M):
     """Tokens of each modality in pieces (int64 [M]); of those that `marked_M` tells, markers stand round a span as text."""
     tokens_M = np.zeros(len(marked_M), np.int64)
-    for p in range(len(pieces_P5)):
-        d, begin, end, flipped = pieces_P5[p, 0], pieces_P5[p, 1], pieces_P5[p, 2], pieces_P5[p, 3]
+    for p in range(len(piece_P5)):
+        d, begin, end, flipped = piece_P5[p, 0], piece_P5[p, 1], piece_P5[p, 2], piece_P5[p, 3]
         tokens_M[0] += end - begin
         at = 1
         for n in range(spans_D[d]):

@@ -26,6 +26,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -87,40 +88,73 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows, and the documents that their pieces count in."""
+    """Some rows: pieces int64 [P, 5], the fields of `Piece`, those of a row together, and where each row starts in them [R + 1].
+
+    `documents` is what the pieces count in; a plan gives their outlines, and `read` gives the rest.
+    """
 
     documents: Documents
-    rows: list[Row]
+    piece_P5: np.ndarray
+    start_R1: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start_R1) - 1
+
+    @property
+    def rows(self) -> list[Row]:
+        """The same as tuples, to be looked at."""
+        pieces = [Piece(d, b, e, bool(f), epoch) for d, b, e, f, epoch in self.piece_P5.tolist()]
+        return [tuple(pieces[a:b]) for a, b in pairwise(self.start_R1.tolist())]
+
+    @property
+    def length_R(self) -> np.ndarray:
+        """int64; tokens in each row."""
+        before_P1 = np.concatenate(([0], np.cumsum(self.piece_P5[:, 2] - self.piece_P5[:, 1])))
+        return np.diff(before_P1[self.start_R1])
+
+    def taken(self, chosen: Sequence[int]) -> Rows:
+        """These rows of them, in this order."""
+        parts = [np.arange(self.start_R1[r], self.start_R1[r + 1]) for r in chosen]
+        start_R1 = np.cumsum([0, *map(len, parts)])
+        return Rows(self.documents, self.piece_P5[np.concatenate([np.empty(0, np.int64), *parts])], start_R1)
+
+    def filled_up(self, rows: int) -> Rows:
+        """The same with empty rows behind, to so many."""
+        return Rows(self.documents, self.piece_P5, np.pad(self.start_R1, (0, rows - len(self)), "edge"))
+
+    def read(self, corpus: Corpus) -> Rows:
+        """The same with the ids and latents of the documents that stand in them. LostBatches as `Corpus.read`."""
+        used_D, document_P = np.unique(self.piece_P5[:, 0], return_inverse=True)
+        piece_P5 = self.piece_P5.copy()
+        piece_P5[:, 0] = document_P
+        return Rows(corpus.read(self.documents.number_D[used_D]), piece_P5, self.start_R1)
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
         """The rows of several, one after another."""
         if len(parts) == 1:
             return parts[0]
-        rows, before = [], 0
-        for part in parts:
-            rows += [tuple(p._replace(document=p.document + before) for p in row) for row in part.rows]
-            before += len(part.documents)
-        return cls(Documents.joined([part.documents for part in parts]), rows)
+        documents = np.cumsum([0, *(len(part.documents) for part in parts)]).tolist()
+        pieces = np.cumsum([0, *(len(part.piece_P5) for part in parts)]).tolist()
+        moved = [part.piece_P5 + np.array([d, 0, 0, 0, 0]) for part, d in zip(parts, documents, strict=False)]
+        starts = [part.start_R1[1:] + p for part, p in zip(parts, pieces, strict=False)]
+        return cls(
+            Documents.joined([part.documents for part in parts]), np.concatenate(moved), np.concatenate([[0], *starts])
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Documents that are packed together: pieces int64 [P, 5] sorted by row, and where each row starts in them [R + 1]."""
+    """Documents that are packed together, and the rows that they came to."""
 
     begin: Cursor
     end: Cursor
-    documents: Documents
-    pieces_P5: np.ndarray
-    start_R1: np.ndarray
+    packed: Rows
 
     def rows(self, begin: int, end: int) -> Rows:
         """Rows [begin, end) of the run, which all lie in this window."""
-        found = []
-        for row in range(begin - self.begin.row, end - self.begin.row):
-            inside = self.pieces_P5[self.start_R1[row] : self.start_R1[row + 1]].tolist()
-            found.append(tuple(Piece(d, b, e, bool(f), epoch) for d, b, e, f, epoch in inside))
-        return Rows(self.documents, found)
+        start_R1 = self.packed.start_R1[begin - self.begin.row : end - self.begin.row + 1]
+        return Rows(self.packed.documents, self.packed.piece_P5[start_R1[0] : start_R1[-1]], start_R1 - start_R1[0])
 
 
 class Plan:
@@ -160,7 +194,7 @@ class Plan:
     def windows(self) -> Iterator[Window]:
         """All windows, from the first on."""
         cursor = self._known[0]
-        while len((window := self._window(cursor)).start_R1) > 1:
+        while len((window := self._window(cursor)).packed):
             yield window
             cursor = window.end
 
@@ -169,12 +203,11 @@ class Plan:
         plan = Plan(self.corpus, self.data.unweighed, self.rows, self.seed, epochs=1)
         plan.lose(Loss(0, loss.lost) for loss in self.losses)
         for window in plan.windows():
-            yield window.rows(window.begin.row, window.end.row)
+            yield window.packed
 
     def padding(self, step: int) -> float:
         """Fraction of the positions of global batch `step` that hold no token."""
-        used = sum(piece.end - piece.begin for row in self.rows_of(step).rows for piece in row)
-        return 1 - used / (self.rows * self.data.sequence)
+        return 1 - self.rows_of(step).length_R.sum() / (self.rows * self.data.sequence)
 
     def lose(self, losses: Iterable[Loss]) -> None:
         """Leave record batches out; everybody who shares this plan has to lose the same."""
@@ -226,12 +259,12 @@ class Plan:
         era = self._era(begin.row)
         try:
             document_N, epoch_N, taken, tokens = self._due(era, begin)
-            documents = self.corpus.read(document_N)
+            documents = self.corpus.outline(document_N)
         except LostBatches as error:
             error.row = begin.row
             raise
-        pieces_P5 = self._pieces(documents, epoch_N)
-        length_P = pieces_P5[:, 2] - pieces_P5[:, 1]
+        piece_P5 = self._pieces(documents, epoch_N)
+        length_P = piece_P5[:, 2] - piece_P5[:, 1]
         row_P = loops.best_fit(length_P, self.data.sequence)
         # Packing opens rows with the longest documents first; a shuffle keeps early rows from being all of one kind.
         rows = int(row_P.max(initial=-1)) + 1
@@ -241,10 +274,10 @@ class Plan:
         start_R1 = np.concatenate(([0], np.cumsum(np.bincount(place_R[row_P], minlength=rows))))
         modalities = begin.modalities
         if era.modalities:
-            more_M = by_modality(documents, pieces_P5)
+            more_M = by_modality(documents, piece_P5)
             modalities = tuple(had + more for had, more in zip(begin.modalities, more_M, strict=True))
         end = self._entered(era, Cursor(begin.row + rows, taken, tokens, modalities, begin.before))
-        return Window(begin, end, documents, pieces_P5[order_P], start_R1)
+        return Window(begin, end, Rows(documents, piece_P5[order_P], start_R1))
 
     def _era(self, row: int) -> Era:
         """The era of the window that begins at a row."""
@@ -385,11 +418,11 @@ class Plan:
         return int(content_hash(self.seed, *parts)[:16], 16)
 
 
-def by_modality(documents: Documents, pieces_P5: np.ndarray) -> list[int]:
+def by_modality(documents: Documents, piece_P5: np.ndarray) -> list[int]:
     """Tokens of each modality in these pieces; markers are text's."""
     marked_M = np.arange(len(documents.modalities)) > 0
     return loops.tally(
-        pieces_P5, documents.span_D, documents.spans_D, documents.modality_S, documents.length_S, marked_M
+        piece_P5, documents.span_D, documents.spans_D, documents.modality_S, documents.length_S, marked_M
     ).tolist()
 
 

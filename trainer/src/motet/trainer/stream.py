@@ -1,6 +1,6 @@
 """What a rank trains on at a step: its view of the global batch.
 
-    Plan.rows_of(step) --`share` of the rank--> micro-batches of `micro_rows` rows --`render`, `group`--> GroupedBatch
+    Plan.rows_of(step) --`share` of the rank--> micro-batches of `micro_rows` rows --ids read, `render`--> GroupedBatch
 
 Any number of ranks that divides the rows sees the same global batches, and starting at any step gives what an undisturbed
 run gives there: at once with that step's `cursor`, after planning all before it without.
@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from motet.tokenizers.configuration import UserError
 
 from .balance import costs, shares
-from .batch import GroupedBatch, group
+from .batch import GroupedBatch
 from .corpus import Corpus
 from .plan import Loss, Plan, Rows
-from .render import Noise, label_counts, lay_out, render
+from .render import Noise, Renderer
 from .vocabulary import Towers, Vocabulary
 
 if TYPE_CHECKING:
@@ -42,6 +40,7 @@ class Stream:
     def __init__(self, plan: Plan, vocabulary: Vocabulary, towers: Towers, noise: Noise, pair: float = 0.0):
         vocabulary.check(plan.corpus.tokenizers, "data.paths")
         self.plan, self.vocabulary, self.towers, self.noise, self.pair = plan, vocabulary, towers, noise, pair
+        self._renderer = Renderer(vocabulary, towers, plan.data.sequence, noise)
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1, micro_rows: int = 1) -> list[GroupedBatch]:
         """The batches of one rank at one step (from 0): its `share` of the rows, `micro_rows` at a time."""
@@ -51,45 +50,40 @@ class Stream:
             cure = f"use micro_rows {', '.join(map(str, sizes))}" if sizes else f"use rows {_multiples(rows, world)}"
             raise UserError(f"rows: {rows} rows do not divide into {world} workers x {micro_rows} micro_rows; {cure}")
         chosen, mine = self.plan.rows_of(step), self.share(step, rank, world)
-        return [
-            self._batch(Rows(chosen.documents, [chosen.rows[r] for r in mine[at : at + micro_rows]]))
-            for at in range(0, len(mine), micro_rows)
-        ]
+        return [self._batch(chosen.taken(mine[at : at + micro_rows])) for at in range(0, len(mine), micro_rows)]
 
     def share(self, step: int, rank: int, world: int) -> list[int]:
         """Which rows of global batch `step` a rank takes, by their numbers in it."""
-        return shares(costs(self.plan.rows_of(step).rows, self.pair), world)[rank]
+        return shares(costs(self.plan.rows_of(step), self.pair), world)[rank]
 
     def counts(self, step: int) -> dict[str, int]:
         """Labels by modality, and latents under `diffusion`, in the whole global batch of a step."""
-        return label_counts(lay_out(self.vocabulary, self.plan.rows_of(step)), self.vocabulary)
+        return self._renderer.counts(self.plan.rows_of(step))
 
     def once(self, micro_rows: int, limit: int | None = None) -> Iterator[GroupedBatch]:
         """One pass over the plan's documents, or over its first `limit` rows; the last batch is filled with padding."""
-        left, seen = Rows(self.plan.corpus.read(np.empty(0, np.int64)), []), 0
-        for some in self.plan.once():
-            fresh = some.rows if limit is None else some.rows[: limit - seen]
-            seen += len(fresh)
-            found = Rows.joined([left, Rows(some.documents, fresh)])
-            whole = len(found.rows) // micro_rows * micro_rows
+        left: Rows | None = None
+        for rows in self._first(limit):
+            found = Rows.joined([left, rows]) if left else rows
+            whole = len(found) // micro_rows * micro_rows
             for at in range(0, whole, micro_rows):
-                yield self._batch(Rows(found.documents, found.rows[at : at + micro_rows]))
-            left = Rows(found.documents, found.rows[whole:])
+                yield self._batch(found.taken(range(at, at + micro_rows)))
+            left = found.taken(range(whole, len(found)))
+        if left:
+            yield self._batch(left.filled_up(micro_rows))
+
+    def _first(self, limit: int | None) -> Iterator[Rows]:
+        """One pass, cut off after `limit` rows."""
+        seen = 0
+        for rows in self.plan.once():
+            fresh = rows if limit is None or seen + len(rows) <= limit else rows.taken(range(limit - seen))
+            seen += len(fresh)
+            yield fresh
             if seen == limit:
                 break
-        if left.rows:
-            yield self._batch(Rows(left.documents, [*left.rows, *[()] * (micro_rows - len(left.rows))]))
 
     def _batch(self, rows: Rows) -> GroupedBatch:
-        packed = render(self.vocabulary, rows, self.plan.data.sequence, self.noise)
-        vocabulary = self.vocabulary
-        return group(
-            packed,
-            vocabulary.modalities,
-            self.towers.of_modality,
-            vocabulary.modality_of_V,
-            vocabulary.latent_modality,
-        )
+        return self._renderer.batch(rows.read(self.plan.corpus))
 
 
 def heldout_batches(

@@ -167,14 +167,17 @@ class _Work:
 
 def _read(run: Run, step: int, rank: int, world: int) -> _Work:
     micro_rows = run.config.micro_rows
-    batches = run.stream.micro_batches(step, rank, world, micro_rows)
+    cursor = run.stream.plan.cursor(step)
+    try:
+        batches = run.stream.micro_batches(step, rank, world, micro_rows)
+    except LostBatches as error:
+        error.row = max(error.row, cursor.row)
+        raise
     rows = run.stream.share(step, rank, world)
     hashes = [hash_of_rows(batch, rows[i * micro_rows : (i + 1) * micro_rows]) for i, batch in enumerate(batches)]
     tokens = sum(int((batch.document_T > 0).sum()) for batch in batches)
     flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch) for batch in batches)
-    return _Work(
-        batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)), run.stream.plan.cursor(step)
-    )
+    return _Work(batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)), cursor)
 
 
 def _learn(run: Run, model: nn.Module, work: _Work, rate: float) -> tuple[Tensor, Tensor]:
