@@ -1,95 +1,159 @@
-"""`group` against its definition, on packed rows of any shape."""
+"""Batches of any rows of any documents against their definition, and against the same made another way."""
 
 import dataclasses
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.trainer.batch import Packed, group
+from motet.tokenizers.contract import TokenizerSpec, Tokens
+from motet.trainer.batch import GroupedBatch
+from motet.trainer.plan import Piece, Rows
+from motet.trainer.render import Noise, Renderer
+from motet.trainer.vocabulary import Towers, Vocabulary
 
-MODALITIES = ("text", "image", "speech")
-MODALITY_OF_V = np.array([0] * 10 + [2] * 10, np.uint8)
-TOWERS = st.sampled_from([(0, 1, 2), (0, 0, 0), (0, 1, 1), (0, 1, 0)])
+_spec = importlib.util.spec_from_file_location("reference_batch", Path(__file__).with_name("reference_batch.py"))
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
+WIDTH = 3
+
+
+def spec(modality: str, books: tuple[int, ...]) -> TokenizerSpec:
+    kind = "discrete" if books else "continuous"
+    return TokenizerSpec("t", modality, kind, books, 0 if books else WIDTH, None, "x/x", modality * 4)
+
+
+DISCRETE = {"text": spec("text", (9,)), "image": spec("image", (5, 4)), "speech": spec("speech", (7, 3, 2))}
+VOCABULARIES = [
+    Vocabulary.of({"text": DISCRETE["text"]}),
+    Vocabulary.of(DISCRETE),
+    Vocabulary.of(DISCRETE | {"image": spec("image", ())}),
+    Vocabulary.of(DISCRETE | {"speech": spec("speech", ())}),
+]
+TOWERS = [{}, {"image": "media", "speech": "media"}, {"speech": "text"}, {"image": "text", "speech": "text"}]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Some rows, and what they are to be rendered with."""
+
+    vocabulary: Vocabulary
+    towers: Towers
+    rows: Rows
+    sequence: int
+    noise: Noise
+
+    def batch(self) -> GroupedBatch:
+        return Renderer(self.vocabulary, self.towers, self.sequence, self.noise).batch(self.rows)
 
 
 @st.composite
-def packed_rows(draw) -> Packed:
-    """Rows of documents, each a run of text, codes of speech and pictures as latents, then padding."""
-    rows, sequence = draw(st.integers(1, 3)), draw(st.integers(1, 24))
-    columns = {name: [] for name in ("ids_T", "position_T", "document_T", "block_T", "modality_T")}
-    documents = blocks = 0
-    for _ in range(rows):
-        at = 0
-        while at < sequence:
-            length = min(draw(st.integers(1, 12)), sequence - at)
-            kind = draw(st.sampled_from(["document", "padding"]))
-            documents += kind == "document"
-            position = 0
-            while position < length:
-                run = min(draw(st.integers(1, 5)), length - position)
-                modality = draw(st.sampled_from([0, 1, 2])) if kind == "document" else 0
-                blocks += modality == 1
-                for _ in range(run):
-                    ids = {0: st.integers(1, 9), 1: st.just(0), 2: st.integers(10, 19)}[modality]
-                    columns["ids_T"].append(draw(ids) if kind == "document" else 0)
-                    columns["position_T"].append(position if kind == "document" else 0)
-                    columns["document_T"].append(documents if kind == "document" else 0)
-                    columns["block_T"].append(blocks if modality == 1 else 0)
-                    columns["modality_T"].append(modality)
-                    position += 1
-            at += length
-    dtypes = {"document_T": np.int32, "block_T": np.int32, "modality_T": np.uint8}
-    arrays = {name: np.array(values, dtypes.get(name, np.int64)) for name, values in columns.items()}
-    latents = int((arrays["block_T"] > 0).sum())
-    values = np.arange(latents * 2, dtype=np.float32).reshape(latents, 2)
-    return Packed(
-        sequence, **arrays, latents_ND=values, noise_ND=-values, time_N=arrays["block_T"][arrays["block_T"] > 0]
-    )
+def cases(draw) -> Case:
+    """Documents of spans of any modality and length, pieces cut anywhere, rows that are empty, full or in between."""
+    vocabulary = draw(st.sampled_from(VOCABULARIES))
+    mapping = draw(st.sampled_from(TOWERS)) if len(vocabulary.modalities) > 1 else {}
+    values = np.random.default_rng(draw(st.integers(0, 9)))
+
+    def span(modality: str, length: int) -> tuple[str, Tokens]:
+        if modality == vocabulary.latent_modality:
+            return modality, Tokens((length,), latents=values.standard_normal((length, WIDTH)).astype(np.float16))
+        sizes = np.resize(vocabulary.tokenizers[modality].codebooks, length)  # a span may end within a frame
+        return modality, Tokens((length,), ids=values.integers(0, sizes).astype(np.int32))
+
+    spans = st.tuples(st.sampled_from(vocabulary.modalities), st.integers(0, 7))
+    drawn = draw(st.lists(st.lists(spans, max_size=4), min_size=1, max_size=5))
+    documents = reference.documents_of(vocabulary, [[span(*one) for one in spans] for spans in drawn])
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        row = []
+        for _ in range(draw(st.integers(0, 4))):
+            document = draw(st.integers(0, len(documents) - 1))
+            begin, end = sorted(draw(st.integers(0, int(documents.length_D[document]))) for _ in range(2))
+            if draw(st.booleans()):
+                begin, end = 0, int(documents.length_D[document])
+            row.append(Piece(document, begin, end, draw(st.booleans()), draw(st.integers(0, 2))))
+        rows.append(tuple(row))
+    longest = max(sum(piece.end - piece.begin for piece in row) for row in rows)
+    sequence = max(longest + draw(st.integers(0, 3)), 1)
+    noise = Noise(draw(st.integers(0, 3)), 1000)
+    return Case(vocabulary, Towers.of(vocabulary, mapping), Rows.of(documents, rows), sequence, noise)
 
 
-@given(packed_rows(), TOWERS)
-def test_group_sorts_by_tower_and_keeps_the_sequence_within(packed, towers):
-    batch = group(packed, MODALITIES, towers, MODALITY_OF_V, "image")
-    T = len(packed.ids_T)
-    assert batch.rows * batch.sequence == T
-    tower_T = [towers[m] for m in packed.modality_T]
-    assert batch.order_T.tolist() == sorted(range(T), key=lambda t: (tower_T[t], t))
-    assert batch.counts == tuple(tower_T.count(g) for g in range(max(towers) + 1))
-    assert batch.offsets_G.tolist() == np.cumsum(batch.counts).tolist() and batch.offsets_G.dtype == torch.int32
-    for name in ("ids_T", "position_T", "document_T", "block_T"):
-        assert getattr(batch, name).tolist() == [getattr(packed, name)[t] for t in batch.order_T]
-
-
-@given(packed_rows(), TOWERS)
-def test_labels_are_the_next_token_of_the_document_unless_a_latent_is_involved(packed, towers):
-    batch = group(packed, MODALITIES, towers, MODALITY_OF_V, "image")
-    labelled = []
-    for grouped, t in enumerate(batch.order_T.tolist()):
-        last = t + 1 == len(packed.ids_T) or packed.document_T[t] != packed.document_T[t + 1]
-        if packed.document_T[t] == 0 or last or packed.block_T[t] or packed.block_T[t + 1]:
-            assert (batch.labels_T[grouped], batch.label_modality_T[grouped]) == (-100, -1)
+@given(cases())
+@settings(max_examples=300, deadline=None)
+def test_a_batch_is_what_whole_array_operations_make_of_the_rows(case):
+    found = case.batch()
+    expected = reference.reference_batch(case.vocabulary, case.towers, case.rows, case.sequence, case.noise)
+    for field in dataclasses.fields(GroupedBatch):
+        one, other = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(other, torch.Tensor):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape), field.name
+            assert one.numpy().tobytes() == other.numpy().tobytes(), field.name
         else:
-            label = packed.ids_T[t + 1]
-            assert (batch.labels_T[grouped], batch.label_modality_T[grouped]) == (label, 0 if label < 10 else 2)
-            labelled.append(grouped)
+            assert one == other, field.name
+
+
+@given(cases())
+@settings(deadline=None)
+def test_counts_are_the_labels_and_latents_of_the_batch(case):
+    names, batch = case.vocabulary.modalities, case.batch()
+    labels = [int((batch.label_modality_T == m).sum()) for m in range(len(names))]
+    expected = dict(zip(names, labels, strict=True))
+    if case.vocabulary.latent_modality:
+        expected["diffusion"] = len(batch.latent_row_N)
+    assert Renderer(case.vocabulary, case.towers, case.sequence, case.noise).counts(case.rows) == expected
+
+
+@given(cases())
+@settings(deadline=None)
+def test_tokens_are_sorted_by_tower_and_keep_the_sequence_within(case):
+    batch, T = case.batch(), len(case.rows.rows) * case.sequence
+    tower_T = np.repeat(np.arange(len(batch.counts)), batch.counts)
+    assert len(batch.counts) == len(case.towers) and len(tower_T) == T == batch.rows * batch.sequence
+    assert batch.offsets_G.tolist() == np.cumsum(batch.counts).tolist() and batch.offsets_G.dtype == torch.int32
+    order = list(zip(tower_T.tolist(), batch.order_T.tolist(), strict=True))
+    assert order == sorted(order) and sorted(t for _, t in order) == list(range(T))
+
+
+@given(cases())
+@settings(deadline=None)
+def test_labels_are_the_next_token_of_the_document_unless_a_latent_is_involved(case):
+    batch = case.batch()
+    order = batch.order_T.tolist()
+    row_of = {t: row for row, t in enumerate(order)}
+    document, block, ids = batch.document_T.tolist(), batch.block_T.tolist(), batch.ids_T.tolist()
+    labelled = []
+    for row, t in enumerate(order):
+        following = row_of.get(t + 1, -1)
+        last = following < 0 or document[row] != document[following]
+        if document[row] == 0 or last or block[row] or block[following]:
+            assert (batch.labels_T[row], batch.label_modality_T[row]) == (-100, -1)
+        else:
+            assert batch.labels_T[row] == ids[following] and batch.label_modality_T[row] >= 0
+            labelled.append(row)
     assert batch.label_row_M.tolist() == labelled
+    assert batch.latent_row_N.tolist() == [row for row in range(len(order)) if block[row]]
 
 
-@given(packed_rows(), TOWERS)
-def test_latents_follow_their_rows(packed, towers):
-    batch = group(packed, MODALITIES, towers, MODALITY_OF_V, "image")
-    assert (batch.block_T[batch.latent_row_N] > 0).all() and len(batch.latent_row_N) == len(packed.latents_ND)
-    assert (
-        batch.block_T[batch.latent_row_N].tolist() == batch.time_N.tolist()
-    )  # the times were made the blocks' numbers
-    assert batch.order_T[batch.latent_row_N].tolist() == np.flatnonzero(packed.block_T).tolist()
+@pytest.mark.parametrize("lengths", [[5, 6], [5, 5, 1]])
+def test_a_row_that_is_too_long_is_refused(lengths):
+    vocabulary = VOCABULARIES[0]
+    words = [("text", Tokens((10,), ids=np.arange(10) % 9))]
+    rows = Rows.of(reference.documents_of(vocabulary, [words]), [tuple(Piece(0, 0, n, False, 0) for n in lengths), ()])
+    with pytest.raises(ValueError, match="a row holds more than 10 tokens"):
+        Case(vocabulary, Towers.of(vocabulary, {}), rows, 10, Noise(0, 1)).batch()
 
 
-@given(packed_rows())
-def test_to_moves_every_tensor(packed):
-    batch = group(packed, MODALITIES, (0, 1, 2), MODALITY_OF_V, "image")
+@given(cases())
+@settings(max_examples=20, deadline=None)
+def test_to_moves_every_tensor(case):
+    batch = case.batch()
     moved = batch.to("meta")
     for field in dataclasses.fields(batch):
         before, after = getattr(batch, field.name), getattr(moved, field.name)

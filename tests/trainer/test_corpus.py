@@ -34,7 +34,7 @@ def test_every_document_is_found_with_its_length_and_source(dataset, documents):
 def test_spans_point_at_their_tokens_and_latents(dataset, documents):
     corpus = Corpus.open([dataset])
     chosen = np.random.default_rng(0).permutation(len(documents))[:150]
-    found = Documents.joined([corpus.read(chosen[:70]), corpus.read(chosen[70:])])
+    found = corpus.read(chosen)
     assert found.number_D.tolist() == chosen.tolist()
     by_id = {d.sample_id: d for d in documents}
     for i, id_ in enumerate(sample_ids(found)):
@@ -46,6 +46,10 @@ def test_spans_point_at_their_tokens_and_latents(dataset, documents):
                 np.testing.assert_array_equal(found.tokens_T[at], tokens.ids)
             else:
                 np.testing.assert_array_equal(found.latents_VW[at], tokens.latents)
+    outline = Documents.joined([corpus.outline(chosen[:70]), corpus.outline(chosen[70:])])
+    for name in ("number_D", "sample_D2", "source_D", "length_D", "span_D", "spans_D", "modality_S", "length_S"):
+        np.testing.assert_array_equal(getattr(outline, name), getattr(found, name))
+    assert not len(outline.tokens_T) and not len(outline.latents_VW)
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.1, 0.5])

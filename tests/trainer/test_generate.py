@@ -1,5 +1,7 @@
 """Generation: the cache against whole forward passes, and what may be drawn."""
 
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,11 +9,16 @@ import pytest
 import torch
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.trainer.batch import Packed, group
 from motet.trainer.generate import Generator, Sampling, _draw, _Prompt
 from motet.trainer.model.cache import Context
 from motet.trainer.model.mot import MoT
+from motet.trainer.plan import Piece, Rows
+from motet.trainer.render import Noise, Renderer
 from motet.trainer.vocabulary import Towers, Vocabulary
+
+_spec = importlib.util.spec_from_file_location("reference_batch", Path(__file__).with_name("reference_batch.py"))
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
 
 
 def spec(modality, codebooks, latent_dim=0):
@@ -55,30 +62,13 @@ def speech(frames, seed=0):
 
 def forward(generator, prompts):
     """Hidden states of every prompt's positions, by training's forward pass over one packed row."""
-    vocabulary, tower = generator.vocabulary, generator._tower
-    laid = [_Prompt.of(p, "text", vocabulary, tower) for p in prompts]
-    ids = np.concatenate([p.ids for p in laid])
-    modality = np.array([{v: k for k, v in enumerate(tower.values())}[t] for p in laid for t in p.tower], np.uint8)
-    blocks, document, position = [], [], []
-    for number, prompt in enumerate(laid, 1):
-        blocks.append(np.where(prompt.block, prompt.block + 100 * number, 0))
-        document.append(np.full(len(prompt.ids), number))
-        position.append(np.arange(len(prompt.ids)))
-    clean = np.concatenate([p.latents for p in laid])
-    packed = Packed(
-        sequence=len(ids),
-        ids_T=ids,
-        position_T=np.concatenate(position),
-        document_T=np.concatenate(document).astype(np.int32),
-        block_T=np.concatenate(blocks).astype(np.int32),
-        modality_T=modality,
-        latents_ND=clean,
-        noise_ND=clean,
-        time_N=np.zeros(len(clean), np.int64),
-    )
-    order = list(range(len(vocabulary.modalities)))
-    batch = group(packed, vocabulary.modalities, order, vocabulary.modality_of_V, vocabulary.latent_modality)
-    hidden_TD = torch.empty(len(ids), 32, dtype=torch.float64)
+    vocabulary = generator.vocabulary
+    laid = [_Prompt.of(p, "text", vocabulary, generator._tower) for p in prompts]
+    documents = reference.documents_of(vocabulary, prompts)
+    row = tuple(Piece(d, 0, length - 1, False, 0) for d, length in enumerate(documents.length_D.tolist()))  # no eos
+    renderer = Renderer(vocabulary, Towers.of(vocabulary, {}), sum(p.end for p in row), Noise(0, 1))
+    batch = renderer.batch(Rows.of(documents, [row]))
+    hidden_TD = torch.empty(renderer.sequence, 32, dtype=torch.float64)
     with torch.no_grad():
         hidden_TD[batch.order_T] = generator.model(batch)
     return laid, hidden_TD.split([len(p.ids) for p in laid])

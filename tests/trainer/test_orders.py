@@ -44,8 +44,7 @@ def histories(draw: st.DrawFn) -> dict:
         kind = draw(st.sampled_from(["nothing", "weights", "dataset", "both", "loss"]))
         paths = [later.pop(0)] if kind in ("dataset", "both") and later else []
         weights = draw(WEIGHTS) if kind in ("weights", "both") else {}
-        loss = draw(st.integers(0, 1)) if kind == "loss" else None
-        changes.append((draw(st.integers(0, 3)), paths, weights, loss))
+        changes.append((draw(st.integers(0, 3)), paths, weights, kind == "loss"))
     begin = draw(WEIGHTS)
     return {
         "sessions": sessions,
@@ -92,10 +91,10 @@ def test_any_history_gives_the_batches_of_one_undisturbed_process(datasets, hist
             if paths or weights:
                 edit = {"from_step": at, "paths": [datasets[p] for p in paths], **weights}
                 data = DataConfig.model_validate({**data.model_dump(), "edits": [*data.model_dump()["edits"], edit]})
-            if loss is not None:  # one of the two record batches of emoji
+            if loss:  # one of the two record batches of emoji, the same one if it is lost again
                 hash_ = Records.open([datasets[0]]).hashes[0]
                 row = plan._window_at(step * ROWS + ROWS - 1).end.row  # a window that nobody has begun
-                losses.append(Loss(row, Lost(hash_, loss, loss + 1, "made up")))
+                losses.append(Loss(row, Lost(hash_, 0, 1, "made up")))
         paths = data.all_paths[::-1] if history["turned"] and n % 2 else data.all_paths
         plan = plan_of(Records.open(paths), data, history["seed"], losses)
         if checkpoint:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -76,11 +76,9 @@ class Documents:
         """Several outlines, one after another."""
         spans = np.cumsum([0, *(len(t.length_S) for t in tables[:-1])])
         columns = ("number_D", "sample_D2", "source_D", "length_D", "spans_D", "modality_S", "length_S", "at_S")
-        return replace(
-            tables[0],
-            span_D=np.concatenate([t.span_D + s for t, s in zip(tables, spans, strict=True)]),
-            **{name: np.concatenate([getattr(t, name) for t in tables]) for name in columns},
-        )
+        joined: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in tables]) for name in columns}
+        joined["span_D"] = np.concatenate([t.span_D + s for t, s in zip(tables, spans, strict=True)])
+        return replace(tables[0], **joined)
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,17 +93,20 @@ def hash_of_rows(batch: GroupedBatch, rows: Sequence[int]) -> int:
     Row b of `batch` is row rows[b] of the global batch. Hashes of rows add up (modulo 2^64), so that the
     global batch's is the sum over micro-batches and ranks, however the rows were shared out. `batch` is on the CPU.
     """
-    order_T = batch.order_T.numpy()
-    token_T3 = np.empty((len(order_T), 3), np.int64)
-    token_T3[order_T] = np.column_stack((batch.ids_T.numpy(), batch.position_T.numpy(), batch.labels_T.numpy()))
-    row_N = order_T[batch.latent_row_N.numpy()] // batch.sequence
-    latents_ND, noise_ND, time_N = (x.numpy() for x in (batch.latents_ND, batch.noise_ND, batch.time_N))
+    order_T, values = batch.order_T.numpy(), (batch.latents_ND, batch.noise_ND, batch.time_N)
+    column_3T = np.empty((3, len(order_T)), np.int64)
+    for column_T, grouped_T in zip(column_3T, (batch.ids_T, batch.position_T, batch.labels_T), strict=True):
+        column_T[order_T] = grouped_T.numpy()
+    column_3BS = column_3T.reshape(3, batch.rows, batch.sequence)
+    # Latents are in sequence order: where those of each row begin.
+    begin_B1 = np.searchsorted(order_T[batch.latent_row_N], np.arange(batch.rows + 1) * batch.sequence).tolist()
     total = 0
-    for b, token_S3 in enumerate(token_T3.reshape(batch.rows, batch.sequence, 3)):
-        mine_N = row_N == b
-        state = xxhash.xxh3_64(rows[b].to_bytes(8, "little") + token_S3.tobytes())
-        for values in (latents_ND, noise_ND, time_N):
-            state.update(values[mine_N].tobytes())
+    for b in range(batch.rows):
+        state = xxhash.xxh3_64(rows[b].to_bytes(8, "little"))
+        for column_S in column_3BS[:, b]:
+            state.update(column_S.data)
+        for value_N in values:
+            state.update(value_N.numpy()[begin_B1[b] : begin_B1[b + 1]].data)
         total += state.intdigest()
     return wrapped(total)
 

@@ -100,6 +100,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.start_R1) - 1
 
+    @classmethod
+    def of(cls, documents: Documents, rows: Sequence[Sequence[Piece]]) -> Rows:
+        """Inverse of `rows`."""
+        pieces = [piece for row in rows for piece in row]
+        piece_P5 = np.array(pieces, np.int64).reshape(-1, len(Piece._fields))
+        return cls(documents, piece_P5, np.cumsum([0, *map(len, rows)]))
+
     @property
     def rows(self) -> list[Row]:
         """The same as tuples, to be looked at."""

@@ -79,15 +79,6 @@ class Vocabulary:
         return 3 + 2 * (len(self.modalities) - 1) + sum(sum(self._codebooks(m)) for m in self.modalities)
 
     @cached_property
-    def modality_of_V(self) -> np.ndarray:
-        """uint8 [size]: index into `modalities` of each id; pad, bos, eos, begin and end count as text."""
-        index_V = np.zeros(self.size, np.uint8)
-        for i, modality in enumerate(self.modalities):
-            for start, size in zip(self.base[modality], self._codebooks(modality), strict=True):
-                index_V[start : start + size] = i
-        return index_V
-
-    @cached_property
     def latent_modality(self) -> str | None:
         """The continuous modality, if there is one."""
         return next((m for m, spec in self.tokenizers.items() if spec.kind == "continuous"), None)
