@@ -49,8 +49,8 @@ class Stream:
             sizes = [m for m in range(1, rows + 1) if rows % (world * m) == 0]
             cure = f"use micro_rows {', '.join(map(str, sizes))}" if sizes else f"use rows {_multiples(rows, world)}"
             raise UserError(f"rows: {rows} rows do not divide into {world} workers x {micro_rows} micro_rows; {cure}")
-        chosen, mine = self.plan.rows_of(step), self.share(step, rank, world)
-        return [self._batch(chosen.taken(mine[at : at + micro_rows])) for at in range(0, len(mine), micro_rows)]
+        mine = self.plan.rows_of(step).taken(self.share(step, rank, world)).read(self.plan.corpus)
+        return [self._renderer.batch(mine.taken(range(at, at + micro_rows))) for at in range(0, len(mine), micro_rows)]
 
     def share(self, step: int, rank: int, world: int) -> list[int]:
         """Which rows of global batch `step` a rank takes, by their numbers in it."""
