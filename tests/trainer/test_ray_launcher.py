@@ -15,8 +15,14 @@ import pytest
 from motet.tokenizers.configuration import UserError, dump_config
 from motet.trainer import metrics
 from motet.trainer.checkpoint import MODEL, OPTIMIZER, latest
+from motet.trainer.config import DataConfig
+from motet.trainer.corpus import Corpus
 from motet.trainer.launch import launch, ray_train
+from motet.trainer.plan import Plan
+from motet.trainer.render import Noise
+from motet.trainer.stream import Stream
 from motet.trainer.train import train
+from motet.trainer.vocabulary import Towers, Vocabulary
 
 PARALLEL = """
 import sys, torch.distributed as dist
@@ -109,6 +115,48 @@ def test_two_workers_give_the_bytes_of_two_processes_though_one_is_killed(shared
     assert killed and summary["finished"] and 0 < summary["resumed_from"] < 120
     assert learnt(tmp_path / "ray") == learnt(two)
     assert tensors(tmp_path / "ray") == tensors(two)
+
+
+def loop_of_ones_own(task: dict) -> None:
+    """Somebody's own training loop in a Ray Train worker: what each step gave this rank, as a hash of its rows."""
+    from ray.train import get_context
+
+    corpus = Corpus.open([task["tokens"]], "train", holdout=0.02)
+    vocabulary = Vocabulary.of(corpus.tokenizers)
+    plan = Plan(corpus, DataConfig(paths=[task["tokens"]], sequence=128), rows=8, seed=0)
+    stream = Stream(plan, vocabulary, Towers.of(vocabulary, {}), Noise(seed=0, steps=1000))
+    rank, world = get_context().get_world_rank(), get_context().get_world_size()
+    found = []
+    for step in range(40):
+        for batch in stream.micro_batches(step, rank, world, micro_rows=8 // world):
+            found.append(metrics.hash_of_rows(batch, stream.share(step, rank, world)))
+    (Path(task["out"]) / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.ray
+def test_the_stream_in_a_ray_train_worker_gives_the_same_global_batches(discrete_dataset, tmp_path, monkeypatch):
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    (tmp_path / "alone").mkdir()
+    task = {"tokens": discrete_dataset, "out": str(tmp_path / "alone")}
+    alone = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.train.get_context", lambda: alone)
+        loop_of_ones_own(task)
+    ray.init(address="local", num_cpus=3, include_dashboard=False)
+    try:
+        TorchTrainer(
+            loop_of_ones_own,
+            train_loop_config={**task, "out": str(tmp_path)},
+            scaling_config=ScalingConfig(num_workers=2),
+            run_config=RunConfig(name="own", storage_path=str(tmp_path / "ray")),
+        ).fit()
+    finally:
+        ray.shutdown()
+    expected, *ranks = (json.loads((tmp_path / name).read_text()) for name in ("alone/0.json", "0.json", "1.json"))
+    assert [metrics.wrapped(a + b) for a, b in zip(*ranks, strict=True)] == expected and len(set(expected)) == 40
 
 
 def test_a_refusal_comes_back_as_what_it_is(train_config, tmp_path, monkeypatch):

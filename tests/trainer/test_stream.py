@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,25 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(corpus):
         stream.micro_batches(0, 0, 2, 4)
     with pytest.raises(UserError, match=r"12 rows do not divide into 5 workers x 1 micro_rows; use rows 10 or 15"):
         stream.micro_batches(0, 0, 5, 1)
+
+
+def test_the_loop_of_the_documentation_runs(discrete_dataset, monkeypatch, tmp_path):
+    text = (Path(__file__).parents[2] / "docs/stream.md").read_text("utf-8")
+    (code,) = (block for block in text.split("```python\n")[1:] if "step_of_yours" in block)
+    code = code.split("```")[0].replace("range(1000)", "range(3)").replace("sequence=2048", "sequence=256")
+    (tmp_path / "tokens").symlink_to(discrete_dataset)
+    monkeypatch.chdir(tmp_path)
+    seen: list[GroupedBatch] = []
+    names = {
+        "step_of_yours": seen.append,
+        "rank": 1,
+        "world": 4,
+        "Corpus": Corpus,
+        "Vocabulary": Vocabulary,
+        "Plan": Plan,
+    }
+    exec(code, {**names, "DataConfig": DataConfig, "Stream": Stream, "Towers": Towers, "Noise": Noise})
+    assert [(batch.rows, batch.sequence) for batch in seen] == [(8, 256)] * 6
 
 
 def drawn(stream: Stream, steps: int) -> dict[tuple, tuple[int, bytes]]:
