@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +88,26 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
     return 1e3 * statistics.median(times[2:])
 
 
+def measured(vocabulary: Vocabulary, reference: Any, repeats: int) -> str:
+    """Milliseconds of everything that the host does for 64k tokens."""
+    towers, noise = Towers.of(vocabulary, {}), Noise(0, 1000)
+    rows = rows_of(vocabulary, reference.documents_of)
+    renderer = Renderer(vocabulary, towers, SEQUENCE, noise)
+    batch, singly = renderer.batch(rows), [rows.taken([r]) for r in range(len(rows))]
+    numbers, pictures = list(range(batch.rows)), int(batch.block_T.max())
+    noise_ND = np.empty((256, 16), np.float32)
+    work = {
+        "batch": lambda: renderer.batch(rows),
+        "row by row": lambda: [renderer.batch(row) for row in singly],
+        "of it noise": lambda: [noise.draw(0, i, 1, False, noise_ND) for i in range(pictures)],
+        "numpy": lambda: reference.reference_batch(vocabulary, towers, rows, SEQUENCE, noise),
+        "counts": lambda: renderer.counts(rows),
+        "hash": lambda: hash_of_rows(batch, numbers),
+    }
+    found = ", ".join(f"{what} {milliseconds(run, repeats):.2f}" for what, run in work.items())
+    return f"({len(rows.piece_P5)} pieces, {pictures} pictures as latents): {found}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -107,24 +128,7 @@ def main() -> None:
         "text, speech, pictures as latents": vocabulary_of(text=(32768,), speech=speech, image=()),
     }
     for name, vocabulary in mixes.items():
-        towers, noise = Towers.of(vocabulary, {}), Noise(0, 1000)
-        rows = rows_of(vocabulary, reference.documents_of)
-        singly = [Rows.of(rows.documents, [row]) for row in rows.rows]
-        renderer = Renderer(vocabulary, towers, SEQUENCE, noise)
-        batch = renderer.batch(rows)
-        numbers = list(range(batch.rows))
-        pictures = int(batch.block_T.max())
-        noise_ND = np.empty((256, 16), np.float32)
-        work = {
-            "batch": lambda: renderer.batch(rows),
-            "row by row": lambda: [renderer.batch(row) for row in singly],
-            "of it noise": lambda: [noise.draw(0, i, 1, False, noise_ND) for i in range(pictures)],
-            "numpy": lambda: reference.reference_batch(vocabulary, towers, rows, SEQUENCE, noise),
-            "counts": lambda: renderer.counts(rows),
-            "hash": lambda: hash_of_rows(batch, numbers),
-        }
-        found = ", ".join(f"{what} {milliseconds(run, repeats):.2f}" for what, run in work.items())
-        print(f"{name} ({sum(map(len, rows.rows))} pieces, {pictures} pictures as latents): {found}")
+        print(f"{name} {measured(vocabulary, reference, repeats)}")
 
 
 if __name__ == "__main__":

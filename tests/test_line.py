@@ -96,8 +96,14 @@ def test_a_model_learns_and_writes_draws_and_speaks(line: Path, name: str, kind:
         "threads": 1,
     }
     (line / f"{kind}.yaml").write_text(yaml.safe_dump(config))
+    course = json.loads(motet("plan", line / f"{kind}.yaml", "--json"))
     motet("train", line / f"{kind}.yaml", "--out", run)
-    losses = [json.loads(row)["loss"] for row in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["tokens"] == course["run_tokens"]
+    why = json.loads(motet("why", run, "7", "--json"))
+    assert why["batch"] == rows[7]["batch"] and {p["source"] for p in why["pieces"]} <= {"pictures", "talk", "text"}
+    motet("view", line / name, why["pieces"][0]["sample"], "--html", line / "seen.html")
+    losses = [row["loss"] for row in rows]
     assert len(losses) == 30 and sum(losses[-5:]) < sum(losses[:5])
     told = json.loads(motet("evaluate", run, "--json"))
     assert set(told["modalities"]) == {"text", "speech"} | ({"image"} if kind == "chameleon" else set())

@@ -9,7 +9,7 @@ trained yet can be asked for too; they are planned from the last one that has.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from motet.tokenizers.configuration import UserError
 
@@ -20,9 +20,6 @@ from .folder import CONFIG
 from .metrics import cursor_of
 from .plan import Cursor, Plan
 from .records import Records
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def why(out: Path, step: int) -> dict[str, Any]:
@@ -72,17 +69,16 @@ def why(out: Path, step: int) -> dict[str, Any]:
     return {"step": step, "batch": found["batch"] if found and done else None, "pieces": pieces}
 
 
-def table(told: dict[str, Any]) -> Table:
-    """The same for a terminal."""
-    from rich.table import Table
-
+def lines(told: dict[str, Any]) -> list[str]:
+    """The same for a person, a piece a line; nothing is cut short, so that ids can be copied."""
     batch = f"global batch {told['batch']}" if told["batch"] else "not trained yet"
-    shown = Table(title=f"step {told['step']}: {batch}", title_justify="left", box=None)
-    for name in ("row", "source", "sample", "tokens", "epoch", "shard"):
-        shown.add_column(name, no_wrap=True, justify="right" if name in ("row", "epoch") else "left")
+    cells = [("row", "source", "sample", "tokens", "epoch", "where")]
     for piece in told["pieces"]:
-        turned = " turned round" if piece["flipped"] else ""
-        place = f"{piece['shard']}, record batch {piece['record_batch']}, document {piece['document']}"
+        turned = " turned" if piece["flipped"] else ""
+        where = f"{piece['shard']}, record batch {piece['record_batch']}, document {piece['document']}"
         tokens = f"{piece['begin']}-{piece['end']}{turned}"
-        shown.add_row(str(piece["row"]), piece["source"], piece["sample"], tokens, str(piece["epoch"]), place)
-    return shown
+        cells.append((str(piece["row"]), piece["source"], piece["sample"], tokens, str(piece["epoch"]), where))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    shown = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    datasets = ", ".join(dict.fromkeys(piece["dataset"] for piece in told["pieces"]))
+    return [f"Step {told['step']}: {batch}; `motet view {datasets} SAMPLE` shows a sample", *shown]

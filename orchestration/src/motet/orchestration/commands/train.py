@@ -71,16 +71,14 @@ def why(
 
     Example: `motet why run 1200`
     """
-    from motet.trainer.why import table
+    from motet.trainer.why import lines
     from motet.trainer.why import why as explain
 
     found = explain(run, step)
     if as_json:
         typer.echo(json.dumps(found))
         return
-    from rich.console import Console
-
-    Console(soft_wrap=True).print(table(found))
+    typer.echo("\n".join(lines(found)))
 
 
 def evaluate(
