@@ -37,7 +37,8 @@ import numpy as np
 import psutil
 from corpus import documents as corpus_documents
 from corpus import index
-from peers import BATCH, LENGTH, PEERS, Peer
+from peers import PEERS
+from peers.base import BATCH, LENGTH, Peer
 
 MB, M = 1 << 20, 1_000_000
 WINDOW = 512  # rows, over which the entropy of a shuffle is taken

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The loaders that others made, on one corpus: what they deliver, and what is left of an epoch that was cut or corrupted.
+"""motet and the loaders that others made, on one corpus: what they deliver, and what is left of an epoch that was cut or corrupted.
 
     corpus.py -> rows.npy, docs.npy     one token corpus in two shapes
-    peers.py  -> PEERS                  seven loaders, each in an environment of its own that uv makes
+    peers/    -> PEERS                  eight loaders: motet in this environment, every other in one that uv makes for it
     for each peer and action: that environment's python, peer_main.py PEER ACTION -> one JSON line
       -> FOLDER/results.json, and a table
 
@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import corpus
-from peers import COMMON, PEERS
+from peers import PEERS
+from peers.base import COMMON
 
 ACTIONS = ("write", "speed", "quality", "resume", "kill", "elastic", "flip", "documents")
 REPEATED = ("speed", "documents")
@@ -38,7 +39,9 @@ LIMIT = 300  # seconds of one action
 
 
 def python(peer: str, folder: Path) -> Path:
-    """The python of a peer's environment, made if it is not there."""
+    """The python of a peer's environment, made if it is not there; this one for motet."""
+    if not PEERS[peer].needs:
+        return Path(sys.executable)
     environment = folder / f"env-{peer}"
     found = environment / "bin/python"
     if not (environment / "ready").exists():

@@ -66,11 +66,12 @@ class Stream:
         for rows in self._first(limit):
             found = Rows.joined([left, rows]) if left else rows
             whole = len(found) // micro_rows * micro_rows
+            read = found.taken(range(whole)).read(self.plan.corpus)
             for at in range(0, whole, micro_rows):
-                yield self._batch(found.taken(range(at, at + micro_rows)))
+                yield self._renderer.batch(read.taken(range(at, at + micro_rows)))
             left = found.taken(range(whole, len(found)))
         if left:
-            yield self._batch(left.filled_up(micro_rows))
+            yield self._renderer.batch(left.filled_up(micro_rows).read(self.plan.corpus))
 
     def _first(self, limit: int | None) -> Iterator[Rows]:
         """One pass, cut off after `limit` rows."""
@@ -81,9 +82,6 @@ class Stream:
             yield fresh
             if seen == limit:
                 break
-
-    def _batch(self, rows: Rows) -> GroupedBatch:
-        return self._renderer.batch(rows.read(self.plan.corpus))
 
 
 def heldout_batches(

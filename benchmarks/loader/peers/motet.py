@@ -1,0 +1,88 @@
+"""motet: document shards, shuffled by formula; what a plain PyTorch loop gets of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peers.base import BATCH, LENGTH, Loader, Peer, shards
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class Motet(Peer):
+    """Checksums are on. The state is the number of the next batch; there are no worker processes, so none change."""
+
+    imports = ("motet.trainer.rows", "motet.trainer.stream")
+    lacks: Mapping[str, str] = {}
+    algorithms = ("best fit in windows",)
+
+    def write(self, arrays: Sequence[np.ndarray], folder: Path) -> None:
+        """A document per array, as `motet tokenize` writes them."""
+        from motet.pipeline.index import NAME, to_bytes
+        from motet.pipeline.manifest import Manifest, ShardEntry
+        from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
+        from motet.pipeline.store import store_of
+        from motet.tokenizers.contract import TokenizerSpec, Tokens
+
+        (folder / "shards").mkdir()
+        specs = {"text": TokenizerSpec("bpe", "text", "discrete", (60_000,), 0, None, "text/plain", "0" * 32)}
+        entries = []
+        for shard, some in shards(arrays):
+            name = f"shards/{shard}.arrow"
+            writer = ShardWriter(folder / name, ShardHeader(("text",), specs, ""), ["rows"])
+            for i, each in enumerate(some):
+                id_ = sample_id("rows", f"{shard}/{i}", [each.tobytes()])
+                writer.write(Document(id_, "rows", (("text", Tokens((len(each),), ids=each)),)))
+            told = dataclasses.asdict(writer.close())
+            tokens = {"text": sum(map(len, some))}
+            entries.append(ShardEntry(name, "rows", shard, tokens=tokens, spans={}, rejects={}, inputs=(), **told))
+        tables = {"rows": ["text"]}
+        manifest = Manifest(store_of(folder), ("text",), specs, "", ("rows",), tuple(entries), {}, tables=tables)
+        (folder / NAME).write_bytes(to_bytes(manifest))
+
+    def loader(self, folder: Path, seed: int, workers: int = 0, state: bytes | None = None) -> Loader:
+        """`TokenRows`, which goes through epoch after epoch: one of them."""
+        from motet.trainer.corpus import Corpus
+        from motet.trainer.rows import TokenRows
+
+        rows = TokenRows(Corpus.open([str(folder)]), BATCH, seed)
+        coming = int(state or 0)
+
+        def batches() -> Iterator[Tensor]:
+            nonlocal coming
+            while coming < rows.documents // BATCH:
+                coming += 1
+                yield rows.batch(coming - 1)
+
+        return Loader(batches(), lambda: str(coming).encode())
+
+    def documents(self, folder: Path, seed: int, algorithm: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass of a `Stream`, without the markers that it sets round every document."""
+        import numpy as np
+        import torch
+
+        from motet.trainer.config import DataConfig
+        from motet.trainer.corpus import Corpus
+        from motet.trainer.plan import Plan
+        from motet.trainer.render import Noise
+        from motet.trainer.stream import Stream
+        from motet.trainer.vocabulary import Towers, Vocabulary
+
+        corpus = Corpus.open([str(folder)])
+        vocabulary = Vocabulary.of(corpus.tokenizers)
+        plan = Plan(corpus, DataConfig(paths=[str(folder)], sequence=LENGTH + 2), BATCH, seed)
+        base = vocabulary.base["text"][0]
+        for batch in Stream(plan, vocabulary, Towers.of(vocabulary, {}), Noise(seed, 1000)).once(BATCH):
+            ids_T, width = batch.ids_T.numpy(), LENGTH + 2
+            kept_N = np.flatnonzero(ids_T >= base)  # of one tower, so in the order of the rows; specials come first
+            first_R = np.searchsorted(kept_N, np.arange(BATCH) * width)
+            row_N = kept_N // width
+            place_N = np.arange(len(kept_N)) - first_R[row_N] + row_N * LENGTH
+            tokens, marks = np.zeros(BATCH * LENGTH, np.int64), np.zeros(BATCH * LENGTH, np.int32)
+            tokens[place_N], marks[place_N] = ids_T[kept_N] - base, batch.document_T.numpy()[kept_N]
+            yield torch.from_numpy(tokens).view(BATCH, LENGTH), torch.from_numpy(marks).view(BATCH, LENGTH)
