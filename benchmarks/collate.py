@@ -30,7 +30,7 @@ import torch
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.loops import best_fit
 from motet.trainer.metrics import hash_of_rows
-from motet.trainer.plan import Piece, Rows
+from motet.trainer.pieces import Piece, Rows
 from motet.trainer.render import Noise, Renderer
 from motet.trainer.vocabulary import Towers, Vocabulary
 

@@ -14,7 +14,7 @@ import torch
 from motet.tokenizers.contract import Tokens
 from motet.trainer.batch import GroupedBatch
 from motet.trainer.corpus import Documents
-from motet.trainer.plan import Rows
+from motet.trainer.pieces import Rows
 from motet.trainer.render import Noise
 from motet.trainer.vocabulary import Towers, Vocabulary
 

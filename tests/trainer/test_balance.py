@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from motet.trainer.balance import costs, shares
 from motet.trainer.loops import best_fit
-from motet.trainer.plan import Rows
+from motet.trainer.pieces import Rows
 
 
 def rows_of(*rows: list[int]) -> Rows:

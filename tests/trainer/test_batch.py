@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.batch import GroupedBatch
-from motet.trainer.plan import Piece, Rows
+from motet.trainer.pieces import Piece, Rows
 from motet.trainer.render import Noise, Renderer
 from motet.trainer.vocabulary import Towers, Vocabulary
 

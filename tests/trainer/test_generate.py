@@ -12,7 +12,7 @@ from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.generate import Generator, Sampling, _draw, _Prompt
 from motet.trainer.model.cache import Context
 from motet.trainer.model.mot import MoT
-from motet.trainer.plan import Piece, Rows
+from motet.trainer.pieces import Piece, Rows
 from motet.trainer.render import Noise, Renderer
 from motet.trainer.vocabulary import Towers, Vocabulary
 

@@ -13,7 +13,8 @@ from motet.tokenizers.configuration import UserError
 from motet.trainer.config import DataConfig
 from motet.trainer.corpus import Corpus, Documents
 from motet.trainer.loops import best_fit, draw
-from motet.trainer.plan import Plan, Rows
+from motet.trainer.pieces import Rows
+from motet.trainer.plan import Plan
 
 
 @pytest.fixture(scope="module")

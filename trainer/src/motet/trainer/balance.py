@@ -13,7 +13,7 @@ import heapq
 
 import numpy as np
 
-from .plan import Rows
+from .pieces import Rows
 
 
 def costs(rows: Rows, pair: float) -> np.ndarray:

@@ -61,7 +61,7 @@ class Documents:
     @cached_property
     def key_D(self) -> np.ndarray:
         """uint64: each document's identity, whatever else is in the corpus and wherever it stands in it."""
-        return scramble(self.sample_D2[:, 0]) ^ self.sample_D2[:, 1]
+        return loops.scramble(np.ascontiguousarray(self.sample_D2[:, 0])) ^ self.sample_D2[:, 1]
 
     @cached_property
     def captioned_D(self) -> np.ndarray:
@@ -171,10 +171,3 @@ class Corpus:
         """Every document of the split, source by source."""
         document_N = np.arange(self.records.begin[-1])
         return self.read(document_N[self.survey(document_N)[0]])
-
-
-def scramble(words: np.ndarray) -> np.ndarray:
-    """`loops.mix` of many: random bits that depend on the input alone."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))

@@ -50,6 +50,15 @@ def mix(word):
 
 
 @compiled
+def scramble(word_N):
+    """`mix` of each: random bits that depend on the input alone."""
+    mixed_N = np.empty(len(word_N), np.uint64)
+    for n in range(len(word_N)):
+        mixed_N[n] = mix(word_N[n])
+    return mixed_N
+
+
+@compiled
 def permuted(i, n, key):
     """Where a keyed permutation of 0..n-1 takes i: a Feistel network over the next power of two, walked until below n."""
     bits = 2

@@ -23,10 +23,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,8 +34,9 @@ from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import content_hash
 
 from . import loops
-from .corpus import Corpus, Documents, scramble
+from .corpus import Corpus, Documents
 from .mixture import Era, Group, eras
+from .pieces import Rows
 from .records import Lost, LostBatches
 
 if TYPE_CHECKING:
@@ -48,19 +48,6 @@ KNOWN = 4096
 """Cursors that a plan remembers."""
 ORDER_VERSION = 3
 """Part of the fingerprint: another value means that the same configuration gives another order."""
-
-
-class Piece(NamedTuple):
-    """A stretch of one document in a row: its rendered tokens [begin, end); `flipped` turns its two spans round."""
-
-    document: int
-    begin: int
-    end: int
-    flipped: bool
-    epoch: int
-
-
-Row = tuple[Piece, ...]
 
 
 class Cursor(NamedTuple):
@@ -84,70 +71,6 @@ class Loss(NamedTuple):
 
     row: int
     lost: Lost
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Some rows: pieces int64 [P, 5], the fields of `Piece`, those of a row together, and where each row starts in them [R + 1].
-
-    `documents` is what the pieces count in; a plan gives their outlines, and `read` gives the rest.
-    """
-
-    documents: Documents
-    piece_P5: np.ndarray
-    start_R1: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.start_R1) - 1
-
-    @classmethod
-    def of(cls, documents: Documents, rows: Sequence[Sequence[Piece]]) -> Rows:
-        """Inverse of `rows`."""
-        pieces = [piece for row in rows for piece in row]
-        piece_P5 = np.array(pieces, np.int64).reshape(-1, len(Piece._fields))
-        return cls(documents, piece_P5, np.cumsum([0, *map(len, rows)]))
-
-    @property
-    def rows(self) -> list[Row]:
-        """The same as tuples, to be looked at."""
-        pieces = [Piece(d, b, e, bool(f), epoch) for d, b, e, f, epoch in self.piece_P5.tolist()]
-        return [tuple(pieces[a:b]) for a, b in pairwise(self.start_R1.tolist())]
-
-    @property
-    def length_R(self) -> np.ndarray:
-        """int64; tokens in each row."""
-        before_P1 = np.concatenate(([0], np.cumsum(self.piece_P5[:, 2] - self.piece_P5[:, 1])))
-        return np.diff(before_P1[self.start_R1])
-
-    def taken(self, chosen: Sequence[int]) -> Rows:
-        """These rows of them, in this order."""
-        parts = [np.arange(self.start_R1[r], self.start_R1[r + 1]) for r in chosen]
-        start_R1 = np.cumsum([0, *map(len, parts)])
-        return Rows(self.documents, self.piece_P5[np.concatenate([np.empty(0, np.int64), *parts])], start_R1)
-
-    def filled_up(self, rows: int) -> Rows:
-        """The same with empty rows behind, to so many."""
-        return Rows(self.documents, self.piece_P5, np.pad(self.start_R1, (0, rows - len(self)), "edge"))
-
-    def read(self, corpus: Corpus) -> Rows:
-        """The same with the ids and latents of the documents that stand in them. LostBatches as `Corpus.read`."""
-        used_D, document_P = np.unique(self.piece_P5[:, 0], return_inverse=True)
-        piece_P5 = self.piece_P5.copy()
-        piece_P5[:, 0] = document_P
-        return Rows(corpus.read(self.documents.number_D[used_D]), piece_P5, self.start_R1)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
-        """The rows of several, one after another."""
-        if len(parts) == 1:
-            return parts[0]
-        documents = np.cumsum([0, *(len(part.documents) for part in parts)]).tolist()
-        pieces = np.cumsum([0, *(len(part.piece_P5) for part in parts)]).tolist()
-        moved = [part.piece_P5 + np.array([d, 0, 0, 0, 0]) for part, d in zip(parts, documents, strict=False)]
-        starts = [part.start_R1[1:] + p for part, p in zip(parts, pieces, strict=False)]
-        return cls(
-            Documents.joined([part.documents for part in parts]), np.concatenate(moved), np.concatenate([[0], *starts])
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +198,7 @@ class Plan:
         row_P = loops.best_fit(length_P, self.data.sequence)
         # Packing opens rows with the longest documents first; a shuffle keeps early rows from being all of one kind.
         rows = int(row_P.max(initial=-1)) + 1
-        place_R = np.argsort(scramble(np.arange(rows, dtype=np.uint64) ^ np.uint64(self._key("rows", begin.row))))
+        place_R = np.argsort(loops.scramble(np.arange(rows, dtype=np.uint64) ^ np.uint64(self._key("rows", begin.row))))
         place_R = np.argsort(place_R)
         order_P = np.argsort(place_R[row_P], kind="stable")
         start_R1 = np.concatenate(([0], np.cumsum(np.bincount(place_R[row_P], minlength=rows))))
@@ -380,7 +303,7 @@ class Plan:
         flipped_D = np.zeros(len(documents), bool)
         for epoch in np.unique(epoch_D):
             this_D = epoch_D == epoch
-            chance_D = scramble(documents.key_D[this_D] ^ np.uint64(self._key("flip", int(epoch))))
+            chance_D = loops.scramble(documents.key_D[this_D] ^ np.uint64(self._key("flip", int(epoch))))
             flipped_D[this_D] = (chance_D >> np.uint64(11)) * 2.0**-53 >= self.data.caption_first
         flipped_D &= documents.captioned_D
         length_D = documents.length_D

@@ -25,7 +25,7 @@ from . import segments
 from .batch import GroupedBatch
 from .corpus import Documents
 from .objective import DIFFUSION
-from .plan import Rows
+from .pieces import Rows
 from .vocabulary import Towers, Vocabulary
 
 COLUMNS = {

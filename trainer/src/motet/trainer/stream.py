@@ -16,7 +16,8 @@ from motet.tokenizers.configuration import UserError
 from .balance import costs, shares
 from .batch import GroupedBatch
 from .corpus import Corpus
-from .plan import Loss, Plan, Rows
+from .pieces import Rows
+from .plan import Loss, Plan
 from .render import Noise, Renderer
 from .vocabulary import Towers, Vocabulary
 
