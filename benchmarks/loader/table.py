@@ -10,7 +10,8 @@
 thread. What a peer lacks is {"lacks": why} in the JSON and a dash in the table; what failed is {"error": first line}.
 FOLDER must lie outside of this repository: uv would hold the environments to the versions that it names.
 
-    python benchmarks/loader/table.py --folder /tmp/loaders                   everything, 16 M tokens: 20 minutes on two cores
+    python benchmarks/loader/table.py --folder /tmp/loaders                   everything, 16 M tokens: 20 minutes on two cores;
+                                                                              and motet's own measures (stream.py, collate.py)
     python benchmarks/loader/table.py --folder F grain litdata --actions speed quality --tokens 64000000 --repeats 5
 """
 
@@ -161,6 +162,7 @@ def main() -> None:
             good = [each for each in found[name] if "error" not in each]
             table.setdefault(name, {})[action] = median(good or found[name][:1])
             file.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print(f"{results['machine']}; {said.tokens:,} tokens; medians of {said.repeats} for {' and '.join(REPEATED)}\n")
     print("| action | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     for action in ACTIONS:
         print(f"| {action} | " + " | ".join(short(action, table.get(name, {}).get(action)) for name in names) + " |")
@@ -168,6 +170,10 @@ def main() -> None:
         for action, result in table.get(name, {}).items():
             if "lacks" in result:
                 print(f"- {name}, {action}: {result['lacks']}")
+    if not said.peers and said.actions == list(ACTIONS):
+        for measures in ("stream.py", "collate.py"):
+            print(f"\n{measures}:", flush=True)
+            subprocess.run([sys.executable, Path(__file__).parents[1] / measures], check=True)
 
 
 if __name__ == "__main__":
