@@ -13,6 +13,7 @@ from motet.tokenizers.configuration import UserError
 from motet.trainer.batch import GroupedBatch
 from motet.trainer.config import DataConfig
 from motet.trainer.corpus import Corpus
+from motet.trainer.metrics import hash_of_rows, wrapped
 from motet.trainer.plan import Plan
 from motet.trainer.render import Noise
 from motet.trainer.stream import Stream, heldout_batches
@@ -260,3 +261,33 @@ def test_a_model_that_knows_more_modalities_reads_data_with_fewer(vocabulary, do
     (batch,) = stream.micro_batches(0, micro_rows=4)
     assert batch.counts == (800, 0, 0) and batch.latents_ND.shape == (0, 12)
     assert stream.counts(0).keys() == {"text", "image", "speech", "diffusion"}
+
+
+def test_hashes_of_rows_add_up_however_rows_are_shared_and_towers_are_cut(corpus):
+    for step in (0, 5):
+        found = set()
+        for world, micro_rows, towers in (
+            (1, 8, {}),
+            (1, 1, {}),
+            (2, 2, {"image": "text"}),
+            (4, 2, {"speech": "text"}),
+        ):
+            stream, total = stream_of(corpus, rows=8, towers=towers), 0
+            for rank in range(world):
+                mine = stream.share(step, rank, world)
+                for i, batch in enumerate(stream.micro_batches(step, rank, world, micro_rows)):
+                    total += hash_of_rows(batch, mine[i * micro_rows : (i + 1) * micro_rows])
+            found.add(wrapped(total))
+        assert len(found) == 1
+
+
+def test_a_hash_of_rows_depends_on_every_value_and_the_rows_numbers(corpus):
+    (batch,) = stream_of(corpus, rows=16).micro_batches(0, micro_rows=16)
+    rows = range(16)
+    hashes = [hash_of_rows(batch, numbers) for numbers in (rows, [1, 0, *rows[2:]], [16, *rows[1:]])]
+    for name in ("ids_T", "position_T", "labels_T", "latents_ND", "noise_ND", "time_N"):
+        for at in (0, -1):
+            values = getattr(batch, name).clone()
+            values.view(-1)[at] += 1
+            hashes.append(hash_of_rows(dataclasses.replace(batch, **{name: values}), rows))
+    assert len(set(hashes)) == len(hashes) == 15
