@@ -78,11 +78,11 @@ class Motet(Peer):
         plan = Plan(corpus, DataConfig(paths=[str(folder)], sequence=LENGTH + 2), BATCH, seed)
         base = vocabulary.base["text"][0]
         for batch in Stream(plan, vocabulary, Towers.of(vocabulary, {}), Noise(seed, 1000)).once(BATCH):
-            ids_T, width = batch.ids_T.numpy(), LENGTH + 2
-            kept_N = np.flatnonzero(ids_T >= base)  # of one tower, so in the order of the rows; specials come first
-            first_R = np.searchsorted(kept_N, np.arange(BATCH) * width)
-            row_N = kept_N // width
-            place_N = np.arange(len(kept_N)) - first_R[row_N] + row_N * LENGTH
-            tokens, marks = np.zeros(BATCH * LENGTH, np.int64), np.zeros(BATCH * LENGTH, np.int32)
-            tokens[place_N], marks[place_N] = ids_T[kept_N] - base, batch.document_T.numpy()[kept_N]
-            yield torch.from_numpy(tokens).view(BATCH, LENGTH), torch.from_numpy(marks).view(BATCH, LENGTH)
+            # Of one tower, so in the order of the rows; specials, padding among them, come before `base`.
+            ids_RS = batch.ids_T.numpy().reshape(BATCH, LENGTH + 2)
+            true_RS = ids_RS >= base
+            filled_RS = np.arange(LENGTH) < true_RS.sum(1)[:, None]
+            tokens, marks = np.zeros((BATCH, LENGTH), np.int64), np.zeros((BATCH, LENGTH), np.int32)
+            tokens[filled_RS] = ids_RS[true_RS] - base
+            marks[filled_RS] = batch.document_T.numpy().reshape(BATCH, LENGTH + 2)[true_RS]
+            yield torch.from_numpy(tokens), torch.from_numpy(marks)
