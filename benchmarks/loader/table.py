@@ -7,7 +7,9 @@
       -> FOLDER/results.json, and a table
 
 `speed` and `documents` are run --repeats times, the peers in turns, and the medians taken. Every process has one OpenMP
-thread. What a peer lacks is {"lacks": why} in the JSON and a dash in the table; what failed is {"error": first line}.
+thread. Mtok/s of `speed` counts from the second batch on: read it beside the whole epoch, as some loaders read most of a
+small corpus before their first batch. The table has what this call ran; results.json keeps what earlier ones found. What a
+peer lacks is {"lacks": why} in the JSON and a dash in the table; what failed is {"error": first line}.
 FOLDER must lie outside of this repository: uv would hold the environments to the versions that it names.
 
     python benchmarks/loader/table.py --folder /tmp/loaders                   everything, 16 M tokens: 20 minutes on two cores;
@@ -91,10 +93,8 @@ def median(found: list[Any]) -> Any:
     return found[0]
 
 
-def short(action: str, result: dict[str, Any] | None) -> str:
+def short(action: str, result: dict[str, Any]) -> str:
     """A result as a cell."""
-    if result is None:
-        return "not run"
     if "lacks" in result:
         return "–"
     if "error" in result:
@@ -106,7 +106,10 @@ def short(action: str, result: dict[str, Any] | None) -> str:
             return f"{result['mtok_s']:.0f} Mtok/s, {result['bytes_per_token']:.2f} B/token"
         case "speed":
             memory = f"{result['rss_mb']:.0f} MB (imports {result['rss_of_imports_mb']:.0f})"
-            return f"{result['mtok_s']:.1f} Mtok/s, first batch {result['first_batch_s']:.2f} s, {memory}"
+            return (
+                f"{result['mtok_s']:.1f} Mtok/s after the first batch, first batch {result['first_batch_s']:.2f} s, "
+                f"epoch {result['epoch_s']:.2f} s, {memory}"
+            )
         case "quality":
             return f"{result['same_eighth']:.3f} / {result['near']:.4f} / {result['entropy_bits']:.2f}; {rows}"
         case "resume":
@@ -136,12 +139,23 @@ def short(action: str, result: dict[str, Any] | None) -> str:
 def main() -> None:
     """Run, save and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("peers", nargs="*", choices=[*PEERS, []], help="all by default")
+    parser.add_argument(
+        "peers", nargs="*", choices=[*PEERS, []], metavar="PEER", help=f"{', '.join(PEERS)}; all by default"
+    )
     parser.add_argument("--folder", type=Path, required=True, help="corpora, environments and results; kept")
-    parser.add_argument("--actions", nargs="+", choices=ACTIONS, default=list(ACTIONS))
-    parser.add_argument("--tokens", type=int, default=16_000_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--actions",
+        nargs="+",
+        choices=ACTIONS,
+        default=list(ACTIONS),
+        metavar="ACTION",
+        help=f"{', '.join(ACTIONS)} (see peer_main.py); all by default, `write` comes before any other",
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=16_000_000, help="of the corpus; each size has files of its own (%(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help=f"of {' and '.join(REPEATED)} (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of every shuffle (%(default)s)")
     said = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
     folder = said.folder.resolve()
@@ -164,11 +178,11 @@ def main() -> None:
             file.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"{results['machine']}; {said.tokens:,} tokens; medians of {said.repeats} for {' and '.join(REPEATED)}\n")
     print("| action | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
-    for action in ACTIONS:
-        print(f"| {action} | " + " | ".join(short(action, table.get(name, {}).get(action)) for name in names) + " |")
+    for action in said.actions:
+        print(f"| {action} | " + " | ".join(short(action, table[name][action]) for name in names) + " |")
     for name in names:
-        for action, result in table.get(name, {}).items():
-            if "lacks" in result:
+        for action in said.actions:
+            if "lacks" in (result := table[name][action]):
                 print(f"- {name}, {action}: {result['lacks']}")
     if not said.peers and said.actions == list(ACTIONS):
         for measures in ("stream.py", "collate.py"):
