@@ -118,7 +118,7 @@ def speed(device: torch.device, shapes: Sequence[tuple[int, ...]], precisions: S
                 names = reference.TOWERS[: max(towers) + 1]
                 model = MoT(config, names, vocabulary).to(device)
                 steps[kind] = Step(model, reference.grouped(rows, towers=towers), rows, device, precision)
-            flops = batch_flops(config, vocabulary, steps["MoT"].host)
+            flops = batch_flops(config, vocabulary, steps["MoT"].host, reference.TOWERS)
             for step in steps.values():
                 step.learn(), step.learn(), step.update()
             times: dict[tuple[str, str], list[float]] = {}
@@ -216,7 +216,8 @@ class Step:
 def shape(dim: int, layers: int, heads: int, norm: str = "after") -> Any:
     """A model's configuration."""
     return SimpleNamespace(
-        dim=dim, layers=layers, heads=heads, kv_heads=None, ffn=None, towers={}, norm=norm, qk_norm=True, rope_theta=1e4
+        **dict(dim=dim, layers=layers, heads=heads, kv_heads=None, ffn=None, norm=norm, norm_eps=1e-6, qk_norm=True),
+        **dict(rope_theta=1e4, untied=("qkv", "out", "ffn", "norms"), experts={}, cross_layers=None),
     )
 
 

@@ -2,13 +2,13 @@
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
+from motet.trainer.config import ModelConfig
 from motet.trainer.generate import Generator, Sampling, _draw, _Prompt
 from motet.trainer.model.cache import Context
 from motet.trainer.model.mot import MoT
@@ -33,9 +33,7 @@ LATENT = DISCRETE | {"image": spec("image", (), 6)}
 def generator_of(specs, norm="after"):
     vocabulary = Vocabulary.of(specs)
     towers = Towers.of(vocabulary, {})
-    config = SimpleNamespace(
-        dim=32, layers=2, heads=4, kv_heads=2, ffn=None, norm=norm, qk_norm=True, rope_theta=1e4, towers={}
-    )
+    config = ModelConfig(dim=32, layers=2, heads=4, kv_heads=2, norm=norm)
     model = MoT(config, towers.names, vocabulary.size, vocabulary.latent_dim, seed=3).double()
     return Generator(model, vocabulary, towers, noise_steps=100)
 

@@ -52,7 +52,7 @@ class Fixed(torch.nn.Module):
         self.latent_out = torch.nn.Linear(hidden.shape[1], latent_dim, bias=False).double()
         self.rows = slice(None)
 
-    def forward(self, batch, noisy=None):
+    def forward(self, batch, noisy, balance):
         return self.hidden[self.rows]
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import Tokens
 
 from .diffusion import Schedule
@@ -54,6 +55,11 @@ class Generator:
     """A trained model that continues prompts; `noise_steps` is the schedule's length in training."""
 
     def __init__(self, model: MoT, vocabulary: Vocabulary, towers: Towers, noise_steps: int = 1000):
+        if any(experts.routing == "expert" for experts in model.config.experts.values()):
+            raise UserError(
+                "this model's experts choose their tokens among later ones too, which are not there yet when generating; "
+                "train with `routing: token` to generate"
+            )
         self.model, self.vocabulary = model.eval(), vocabulary
         self._tower = dict(zip(vocabulary.modalities, towers.of_modality, strict=True))
         self._schedule = Schedule(noise_steps)

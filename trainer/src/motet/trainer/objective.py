@@ -62,10 +62,10 @@ def losses(model: nn.Module, batch: GroupedBatch, config: ObjectiveConfig, count
     noisy_NL = None
     if diffuse:
         noisy_NL = _schedule(config.noise_steps).noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
-    hidden_TD = model(batch, noisy_NL)
-
     names = batch.modalities
     labels = max(sum(counts.get(name, 0) for name in names), 1)
+    hidden_TD = model(batch, noisy_NL, 1 / labels)
+
     scale = torch.tensor([config.weights.get(name, 1.0) / labels for name in names], dtype=hidden_TD.dtype)
     modality_M = batch.label_modality_T[batch.label_row_M].long()
     scale_M = scale.to(hidden_TD.device, non_blocking=True)[modality_M]

@@ -79,6 +79,7 @@ class Run:
         stream = Stream(plan, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         model = checkpoint.new_model(config, vocabulary, towers).to(device)
+        model.recompute = config.recompute
         run = cls(
             config=config,
             out=out,

@@ -176,7 +176,7 @@ def _read(run: Run, step: int, rank: int, world: int) -> _Work:
     rows = run.stream.share(step, rank, world)
     hashes = [hash_of_rows(batch, rows[i * micro_rows : (i + 1) * micro_rows]) for i, batch in enumerate(batches)]
     tokens = sum(int((batch.document_T > 0).sum()) for batch in batches)
-    flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch) for batch in batches)
+    flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch, run.towers.names) for batch in batches)
     return _Work(batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)), cursor)
 
 

@@ -4,7 +4,7 @@
 
 How many rows each tower has is known on the host before the step (it came with the batch), so nothing here reads a
 device value. All towers' weights of one kind are one parameter: a tower without a row in a batch gets a zero gradient,
-never none.
+never none. Weights that the towers share are one matrix, [1, ...], which then serves all rows.
 
 Letters: T rows, G towers, I and O features in and out, C width of a normalised vector, J heads, F feed-forward, E = 2F.
 """
@@ -22,18 +22,35 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Groups:
-    """Which rows belong to which tower: `counts` on the host, their running sum `offsets_G` (int32) on the device."""
+    """Which rows belong to which tower: `counts` on the host, their running sum `offsets_G` (int32) on the device.
 
-    counts: tuple[int, ...]
+    `counts` is None where only the device knows: rows that tokens dealt out to experts.
+    """
+
+    counts: tuple[int, ...] | None
     offsets_G: Tensor
 
     def slices(self) -> Iterator[tuple[int, slice]]:
-        """(tower, its rows) of every tower that has rows."""
+        """(tower, its rows) of every tower that has rows; waits for the device if the host does not know them."""
         begin = 0
-        for tower, count in enumerate(self.counts):
+        counts = (
+            self.counts
+            if self.counts is not None
+            else self.offsets_G.diff(prepend=self.offsets_G.new_zeros(1)).tolist()
+        )
+        for tower, count in enumerate(counts):
             if count:
                 yield tower, slice(begin, begin + count)
             begin += count
+
+    def of(self, weight: Tensor) -> Groups:
+        """The groups that `weight` [G, ...] is for: these, or all rows as one if there is one matrix."""
+        return self if len(weight) == len(self.offsets_G) else self.whole
+
+    @property
+    def whole(self) -> Groups:
+        """All rows as one group."""
+        return Groups(self.counts and (sum(self.counts),), self.offsets_G[-1:])
 
 
 def grouped_linear(x_TI: Tensor, weight_GOI: Tensor, groups: Groups) -> Tensor:
@@ -43,7 +60,7 @@ def grouped_linear(x_TI: Tensor, weight_GOI: Tensor, groups: Groups) -> Tensor:
     matrix product per tower, written into slices of one result.
     """
     dtype = compute_dtype(x_TI)
-    if len(groups.counts) == 1:
+    if len(weight_GOI) == 1:
         return F.linear(x_TI, weight_GOI.squeeze(0))
     if has_fused_grouped_mm(x_TI.device, dtype, weight_GOI.shape):
         return F.grouped_mm(x_TI.to(dtype), weight_GOI.to(dtype).transpose(1, 2), offs=groups.offsets_G)
@@ -71,7 +88,7 @@ def grouped_rms_norm(x: Tensor, gain: Tensor, groups: Groups, eps: float, dtype:
     `x` is [T, C] or [T, J, C], `gain` [G, C] or [G, J, C]. Statistics are taken in at least float32 and only the result is
     rounded to `dtype`.
     """
-    return _GroupedRMSNorm.apply(x, gain, groups, eps, dtype)
+    return _GroupedRMSNorm.apply(x, gain, groups.of(gain), eps, dtype)
 
 
 def swiglu(gate_up_TE: Tensor) -> Tensor:
@@ -105,9 +122,9 @@ class _GroupedLinear(torch.autograd.Function):
         grad_TO = grad_TO.to(x_TI.dtype)
         dx_TI = torch.empty_like(x_TI) if ctx.needs_input_grad[0] else None
         dweight_GOI = torch.empty_like(weight_GOI)
-        for tower, count in enumerate(ctx.groups.counts):
-            if not count:
-                dweight_GOI[tower].zero_()
+        present = {tower for tower, _ in ctx.groups.slices()}
+        for tower in set(range(len(dweight_GOI))) - present:
+            dweight_GOI[tower].zero_()
         for tower, rows in ctx.groups.slices():
             if dx_TI is not None:
                 torch.mm(grad_TO[rows], weight_GOI[tower], out=dx_TI[rows])
