@@ -13,6 +13,7 @@ import torch
 
 from motet.trainer.config import ModelConfig
 from motet.trainer.model import grouped
+from motet.trainer.model.float8 import float8_linear
 from motet.trainer.model.mot import MoT
 from motet.trainer.objective import losses
 
@@ -281,6 +282,41 @@ def test_the_fused_grouped_product_equals_the_loop(monkeypatch):
         results.append((y, *(leaf.grad for leaf in leaves)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_eight_bits_stay_near_float32():
+    """Rows and weights have scales of their own: what is large elsewhere costs no digits here."""
+    random = torch.Generator().manual_seed(0)
+    groups = grouped.Groups((5, 0, 1, 42), torch.tensor([5, 5, 6, 48], dtype=torch.int32))
+    x, weight, grad = (torch.randn(*s, generator=random) for s in ((48, 64), (4, 32, 64), (48, 32)))
+    x *= torch.logspace(-3, 3, 48)[:, None]
+    weight *= torch.logspace(-2, 2, 32)[:, None]
+    leaves = [t.clone().requires_grad_() for t in (x, weight)]
+    y = float8_linear(*leaves, groups)
+    y.backward(grad.to(y.dtype))
+    exact = [t.clone().requires_grad_() for t in (x, weight)]
+    true = grouped.grouped_linear(*exact, groups)
+    true.backward(grad)
+    assert y.dtype is torch.bfloat16
+    for tower, rows in groups.slices():
+        size = x[rows].norm(dim=1)[:, None] * weight[tower].norm(dim=1)[None]
+        assert ((y - true)[rows].abs() / size).max() < 0.02
+    for ours, theirs, bound in zip(leaves, exact, (0.06, 0.01), strict=True):
+        assert (ours.grad - theirs.grad).norm() / theirs.grad.norm() < bound
+    assert not leaves[1].grad[1].any()
+
+
+def test_a_model_in_eight_bits_stays_near_one_in_float32():
+    rows = reference.random_rows(0, 2, 64, [1.0, 1.0, 1.0], VOCABULARY, 4)
+    model, batch = MoT(shape(), ["a", "b", "c"], VOCABULARY, 4), reference.grouped(rows)
+    aim, counts = objective(kind="transfusion"), reference.counts_of(rows)
+    exact = losses(model, batch, aim, counts).total.detach()
+    model.use_float8()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = losses(model, batch, aim, counts).total
+    rough.backward()
+    assert float(rough.detach()) == pytest.approx(float(exact), rel=0.03) and rough.item() != exact.item()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_bf16_stays_near_float32():

@@ -219,7 +219,8 @@ class TrainConfig(Settings):
         seed: of the weights, the order of documents and the noise.
         threads: CPU threads of each worker; None = torch's choice for this machine. Results depend on it in the last
             bits, so a run resumes with the number it began with.
-        precision: of matrix products; weights and their sums are float32 either way.
+        precision: of matrix products; weights and their sums are float32 either way. `float8` is for the layers' products on
+            GPUs that have it (Ada, Hopper and later); the heads' are then bfloat16.
         recompute: what the backward pass computes again instead of keeping it: nothing, each layer's feed-forward, or whole
             layers. Less memory, more arithmetic, the same results.
         checkpoint_every: steps between checkpoints; one is always written at the end.
@@ -239,7 +240,7 @@ class TrainConfig(Settings):
     micro_rows: Count
     seed: int = 0
     threads: Count | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float8"] = "float32"
     recompute: Literal["none", "ffn", "layer"] = "none"
     checkpoint_every: Count = 100
     keep: Count = 2

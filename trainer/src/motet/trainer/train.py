@@ -42,7 +42,8 @@ from .plan import Cursor, Loss
 from .records import LostBatches
 from .run import Run
 
-PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.bfloat16}
+"""What autocast computes in."""
 
 log = logging.getLogger(__name__)
 

@@ -120,17 +120,26 @@ class _GroupedLinear(torch.autograd.Function):
         x_TI, weight_GOI = ctx.saved_tensors
         (grad_TO,) = grads
         grad_TO = grad_TO.to(x_TI.dtype)
-        dx_TI = torch.empty_like(x_TI) if ctx.needs_input_grad[0] else None
-        dweight_GOI = torch.empty_like(weight_GOI)
-        present = {tower for tower, _ in ctx.groups.slices()}
-        for tower in set(range(len(dweight_GOI))) - present:
-            dweight_GOI[tower].zero_()
-        for tower, rows in ctx.groups.slices():
-            if dx_TI is not None:
+        dx_TI = None
+        if ctx.needs_input_grad[0]:
+            dx_TI = torch.empty_like(x_TI)
+            for tower, rows in ctx.groups.slices():
                 torch.mm(grad_TO[rows], weight_GOI[tower], out=dx_TI[rows])
-            torch.mm(grad_TO[rows].t(), x_TI[rows], out=dweight_GOI[tower])
+        dweight_GOI = weight_gradient(grad_TO, x_TI, ctx.groups)
         x_dtype, weight_dtype = ctx.dtypes
         return None if dx_TI is None else dx_TI.to(x_dtype), dweight_GOI.to(weight_dtype), None, None
+
+
+def weight_gradient(grad_TO: Tensor, x_TI: Tensor, groups: Groups) -> Tensor:
+    """grad^T x of each tower's rows, [G, O, I]; zero for a tower without rows."""
+    dweight_GOI = x_TI.new_empty(len(groups.offsets_G), grad_TO.shape[1], x_TI.shape[1])
+    absent = set(range(len(dweight_GOI)))
+    for tower, rows in groups.slices():
+        torch.mm(grad_TO[rows].t(), x_TI[rows], out=dweight_GOI[tower])
+        absent.discard(tower)
+    for tower in absent:
+        dweight_GOI[tower].zero_()
+    return dweight_GOI
 
 
 class _GroupedRMSNorm(torch.autograd.Function):

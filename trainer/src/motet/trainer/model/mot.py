@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Attend, packed_attention, reorder
 from .experts import Balance, route
+from .float8 import float8_linear
 from .grouped import Groups, compute_dtype, grouped_linear, grouped_rms_norm, swiglu
 from .rotary import rotate, rotation
 
@@ -75,7 +76,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, towers: Sequence[str], layer: int):
         super().__init__()
-        self.layer, self.after, self.eps = layer, config.norm == "after", config.norm_eps
+        self.layer, self.after, self.eps, self.linear = layer, config.norm == "after", config.norm_eps, grouped_linear
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
         self.width = config.dim // config.heads
         self.experts = tuple(config.experts.get(name) for name in (towers if "ffn" in config.untied else towers[:1]))
@@ -105,7 +106,7 @@ class Block(nn.Module):
 
     def _attention(self, x_TD: Tensor, layout: Layout) -> Tensor:
         T, H, K, C = x_TD.shape[0], self.heads, self.kv_heads, self.width
-        qkv_TJC = grouped_linear(x_TD, self.qkv, layout.groups).view(T, H + 2 * K, C)
+        qkv_TJC = self.linear(x_TD, self.qkv, layout.groups).view(T, H + 2 * K, C)
         qk_TJC, v_TKC = qkv_TJC.split((H + K, K), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             gain_GJC = torch.cat((self.q_norm[:, None].expand(-1, H, -1), self.k_norm[:, None].expand(-1, K, -1)), 1)
@@ -114,7 +115,7 @@ class Block(nn.Module):
         qk_TJC, v_TKC = (reorder(x, layout.sequence_T, layout.grouped_T) for x in (qk_TJC, v_TKC))
         q_THC, k_TKC = qk_TJC.split((H, K), dim=1)
         mixed_TD = layout.attend(self.layer, q_THC, k_TKC, v_TKC).reshape(T, H * C)
-        return grouped_linear(reorder(mixed_TD, layout.grouped_T, layout.sequence_T), self.out, layout.groups)
+        return self.linear(reorder(mixed_TD, layout.grouped_T, layout.sequence_T), self.out, layout.groups)
 
     def _feed_forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         if self.router is None:
@@ -126,7 +127,7 @@ class Block(nn.Module):
         return y_PD.new_zeros(x_TD.shape).index_add(0, routed.row_P, y_PD)
 
     def _networks(self, x_PD: Tensor, groups: Groups) -> Tensor:
-        return grouped_linear(swiglu(grouped_linear(x_PD, self.gate_up, groups)), self.down, groups)
+        return self.linear(swiglu(self.linear(x_PD, self.gate_up, groups)), self.down, groups)
 
 
 class MoT(nn.Module):
@@ -155,6 +156,12 @@ class MoT(nn.Module):
         self.latent_out = nn.Linear(D, latent_dim, bias=False) if latent_dim else None
         self.time = nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, D)) if latent_dim else None
         self.reset(seed)
+
+    def use_float8(self) -> None:
+        """Multiply in eight bits in all layers from now on: see `float8`."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.linear = float8_linear
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
