@@ -267,23 +267,6 @@ def test_initial_weights_are_a_function_of_the_seed_and_start_near_the_uniform_l
         assert abs(float(loss.detach()) - np.log(VOCABULARY)) < 0.1
 
 
-def test_the_fused_grouped_product_equals_the_loop(monkeypatch):
-    if not hasattr(torch.nn.functional, "grouped_mm"):
-        pytest.skip("this torch has no grouped_mm")
-    random = torch.Generator().manual_seed(0)
-    groups = grouped.Groups((5, 0, 11), torch.tensor([5, 5, 16], dtype=torch.int32))
-    x, weight, grad = (torch.randn(*s, generator=random) for s in ((16, 8), (3, 24, 8), (16, 24)))
-    results = []
-    for fused in (False, True):
-        monkeypatch.setattr(grouped, "has_fused_grouped_mm", lambda *_, fused=fused: fused)
-        leaves = [t.clone().requires_grad_() for t in (x, weight)]
-        y = grouped.grouped_linear(*leaves, groups)
-        y.backward(grad)
-        results.append((y, *(leaf.grad for leaf in leaves)))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 def test_eight_bits_stay_near_float32():
     """Rows and weights have scales of their own: what is large elsewhere costs no digits here."""
     random = torch.Generator().manual_seed(0)

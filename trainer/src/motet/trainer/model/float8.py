@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grouped import Groups, weight_gradient
+from ..kernels.dispatch import weight_gradient
+from .grouped import Groups
 
 LARGEST = 448.0
 """Of e4m3."""
@@ -39,8 +40,8 @@ class _Float8Linear(torch.autograd.Function):
         x_TI, weight_GOI = ctx.saved_tensors
         x_dtype, weight_dtype = ctx.dtypes
         dx_TI = _product(grads[0], weight_GOI.transpose(1, 2), ctx.groups) if ctx.needs_input_grad[0] else None
-        dweight_GOI = weight_gradient(grads[0].to(x_TI.dtype), x_TI, ctx.groups)
-        return None if dx_TI is None else dx_TI.to(x_dtype), dweight_GOI.to(weight_dtype), None
+        dweight_GOI = weight_gradient(grads[0].to(x_TI.dtype), x_TI, ctx.groups, weight_dtype)
+        return None if dx_TI is None else dx_TI.to(x_dtype), dweight_GOI, None
 
 
 def _product(x_TI: Tensor, weight_GOI: Tensor, groups: Groups) -> Tensor:
