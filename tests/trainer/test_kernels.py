@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from motet.trainer import kernels, objective
 from motet.trainer.kernels import cross_entropy, linear, norm, rope, swiglu
 from motet.trainer.kernels.rows import INTERPRETED
 from motet.trainer.model.rotary import rotation
@@ -263,3 +264,19 @@ def test_scores_of_any_size_and_labels_that_do_not_exist():
     nats_C, _ = cross_entropy.softmax_gradient_(scores_CV, label_C, torch.ones(4, device=DEVICE), 0.0, True)
     assert nats_C[0] == 2e4 and nats_C[2:].isnan().all()
     assert scores_CV[:2].isfinite().all()
+
+
+def test_the_chunked_cross_entropy_is_the_same_with_the_kernel(monkeypatch):
+    """What a GPU runs, over chunks of a few rows, against what a CPU runs."""
+    hidden_MD, weight_VD = random(0, 37, 16), random(1, 50, 16)
+    label_M, scale_M = torch.arange(37, device=DEVICE), random(2, 37).abs()
+    found = []
+    for usable in (False, True):
+        monkeypatch.setattr(kernels, "usable", lambda x, usable=usable: usable)
+        monkeypatch.setattr(objective, "CHUNK_LOGITS", 16 * 50)
+        leaves = [x.clone().requires_grad_() for x in (hidden_MD, weight_VD)]
+        total, nats_M = objective.linear_cross_entropy(*leaves, label_M, scale_M, 0.01)
+        total.backward()
+        found.append((total, nats_M, *(leaf.grad for leaf in leaves)))
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
