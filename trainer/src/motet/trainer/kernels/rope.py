@@ -8,7 +8,7 @@ component i and i + C/2 turn by the row's angle (`model.rotary`); values only mo
 as one sum per piece of rows, added up in a fixed order. Arithmetic is float32; only results are rounded, to the input's
 type.
 
-The attention's result goes back into grouped order by `model.attention.reorder`: a gather of whole rows is all there is to
+The attention's result goes back into grouped order by `model.attention.restored`: a gather of whole rows is all there is to
 do, and torch's `index_select` does that at the speed of memory.
 
 Letters: T rows, J = H + 2K heads, H query heads, K key heads and as many value heads, C width of a head, G towers, P pieces.

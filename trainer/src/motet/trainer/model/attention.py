@@ -1,6 +1,6 @@
 """The one operation that mixes rows: attention over packed documents, in sequence order.
 
-    grouped rows --`reorder`--> sequence order --`Attend`--> sequence order --`reorder`--> grouped rows
+    grouped rows --`in_sequence`--> sequence order --`Attend`--> sequence order --`restored`--> grouped rows
 
 A position sees the positions of its own document that come before it, and, where it is a patch of a picture given as
 latents, the whole of that picture (its *block*). In layers where towers do not cross, it sees its own tower's only. Padding forms a document of its own, so that every position sees one.
@@ -32,11 +32,18 @@ SEGMENT = 64
 """Short documents share a segment up to this many positions: below it, a call costs more than the products in it."""
 
 
-def reorder(x: Tensor, index_T: Tensor | None, inverse_T: Tensor | None) -> Tensor:
-    """`x[index_T]`, where `inverse_T` undoes `index_T`; None leaves the order as it is."""
-    if index_T is None:
-        return x
-    return _Reorder.apply(x, index_T, inverse_T)
+Order = tuple[Tensor, Tensor] | None
+"""(for each position in sequence order its grouped row, the inverse); None if both orders are the same."""
+
+
+def in_sequence(x: Tensor, order: Order) -> Tensor:
+    """Grouped rows in sequence order."""
+    return x if order is None else _Reorder.apply(x, *order)
+
+
+def restored(x: Tensor, order: Order) -> Tensor:
+    """Rows in sequence order in grouped order again."""
+    return x if order is None else _Reorder.apply(x, *reversed(order))
 
 
 class _Reorder(torch.autograd.Function):

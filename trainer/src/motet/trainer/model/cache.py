@@ -83,8 +83,7 @@ class Context:
         cos, sin = rotation(position_T, self.width, self.model.config.rope_theta, x_TD.dtype)
         layout = Layout(
             Groups(tuple(counts.tolist()), torch.from_numpy(counts.cumsum()).int().to(device)),
-            None if alone else sequence_T,
-            None if alone else grouped_T,
+            None if alone else (sequence_T, grouped_T),
             cos,
             sin,
             self._attend(begin_B1, tower_Bn, block_Bn),

@@ -67,8 +67,10 @@ def grouped_linear(x_TI: Tensor, weight_GOI: Tensor, groups: Groups) -> Tensor:
     return dispatch.grouped_linear(x_TI, weight_GOI, groups, compute_dtype(x_TI))
 
 
-def grouped_rms_norm(x: Tensor, gain: Tensor, groups: Groups, eps: float, dtype: torch.dtype) -> Tensor:
-    """Rows over their root mean square (last axis), times the row's own tower's gain.
+def grouped_rms_norm(
+    x: Tensor, gain: Tensor, groups: Groups, eps: float, dtype: torch.dtype, residual: Tensor | None = None
+) -> Tensor:
+    """Rows over their root mean square (last axis), times the row's own tower's gain, plus `residual`.
 
     `x` is [T, C] or [T, J, C], `gain` [G, C] or [G, J, C]. Statistics are taken in at least float32 and only the result is
     rounded to `dtype`.
@@ -77,8 +79,9 @@ def grouped_rms_norm(x: Tensor, gain: Tensor, groups: Groups, eps: float, dtype:
     if kernels.usable(x):
         from ..kernels import norm
 
-        return norm.grouped_rms_norm(x, gain, groups.offsets_G, eps, dtype)
-    return _GroupedRMSNorm.apply(x, gain, groups, eps, dtype)
+        return norm.grouped_rms_norm(x, gain, groups.offsets_G, eps, dtype, residual)
+    y = _GroupedRMSNorm.apply(x, gain, groups, eps, dtype)
+    return y if residual is None else residual + y
 
 
 def swiglu(gate_up_TE: Tensor) -> Tensor:

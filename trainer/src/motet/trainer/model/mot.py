@@ -27,11 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attend, packed_attention, reorder
+from .attention import Attend, Order, packed_attention, restored
 from .experts import Balance, route
 from .float8 import float8_linear
 from .grouped import Groups, compute_dtype, grouped_linear, grouped_rms_norm, swiglu
-from .rotary import rotate, rotation
+from .heads import attention_inputs
+from .rotary import rotation
 
 if TYPE_CHECKING:
     from ..batch import GroupedBatch
@@ -50,8 +51,8 @@ class Layout:
 
     Attributes:
         groups: rows of each tower.
-        sequence_T: for each position in sequence order, its grouped row; None if both orders are the same.
-        grouped_T: the inverse: for each grouped row, its place in sequence order.
+        order: (for each position in sequence order its grouped row, for each grouped row its place in sequence order); None
+            if both orders are the same.
         cos, sin: rotation of each grouped row, [T, 1, C/2].
         attend: attention in sequence order.
         balance: what the balance of experts is counted over, in training.
@@ -59,8 +60,7 @@ class Layout:
     """
 
     groups: Groups
-    sequence_T: Tensor | None
-    grouped_T: Tensor | None
+    order: Order
     cos: Tensor
     sin: Tensor
     attend: Attend
@@ -99,23 +99,19 @@ class Block(nn.Module):
         feed_forward = _again(self._feed_forward, layout.recompute == "ffn")
         if self.after:
             mixed_TD = self._attention(x_TD, layout)
-            x_TD = x_TD + grouped_rms_norm(mixed_TD, self.attention_norm, groups, self.eps, residual)
-            return x_TD + grouped_rms_norm(feed_forward(x_TD, layout), self.ffn_norm, groups, self.eps, residual)
+            x_TD = grouped_rms_norm(mixed_TD, self.attention_norm, groups, self.eps, residual, x_TD)
+            return grouped_rms_norm(feed_forward(x_TD, layout), self.ffn_norm, groups, self.eps, residual, x_TD)
         x_TD = x_TD + self._attention(grouped_rms_norm(x_TD, self.attention_norm, groups, self.eps, inner), layout)
         return x_TD + feed_forward(grouped_rms_norm(x_TD, self.ffn_norm, groups, self.eps, inner), layout)
 
     def _attention(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        T, H, K, C = x_TD.shape[0], self.heads, self.kv_heads, self.width
-        qkv_TJC = self.linear(x_TD, self.qkv, layout.groups).view(T, H + 2 * K, C)
-        qk_TJC, v_TKC = qkv_TJC.split((H + K, K), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            gain_GJC = torch.cat((self.q_norm[:, None].expand(-1, H, -1), self.k_norm[:, None].expand(-1, K, -1)), 1)
-            qk_TJC = grouped_rms_norm(qk_TJC, gain_GJC, layout.groups, self.eps, layout.cos.dtype)
-        qk_TJC = rotate(qk_TJC, layout.cos, layout.sin)
-        qk_TJC, v_TKC = (reorder(x, layout.sequence_T, layout.grouped_T) for x in (qk_TJC, v_TKC))
-        q_THC, k_TKC = qk_TJC.split((H, K), dim=1)
-        mixed_TD = layout.attend(self.layer, q_THC, k_TKC, v_TKC).reshape(T, H * C)
-        return self.linear(reorder(mixed_TD, layout.grouped_T, layout.sequence_T), self.out, layout.groups)
+        qkv_TJC = self.linear(x_TD, self.qkv, layout.groups).unflatten(1, (-1, self.width))
+        gains = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
+        qkv = attention_inputs(
+            qkv_TJC, self.kv_heads, gains, layout.groups, self.eps, layout.cos, layout.sin, layout.order
+        )
+        mixed_TD = layout.attend(self.layer, *qkv).flatten(1)
+        return self.linear(restored(mixed_TD, layout.order), self.out, layout.groups)
 
     def _feed_forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         if self.router is None:
@@ -220,8 +216,7 @@ class MoT(nn.Module):
         cos, sin = rotation(batch.position_T, self.width, self.config.rope_theta, self.embedding.weight.dtype)
         return Layout(
             groups,
-            None if alone else inverse_T,
-            None if alone else order_T,
+            None if alone else (inverse_T, order_T),
             cos,
             sin,
             self._attend(batch, inverse_T, groups),
