@@ -116,10 +116,11 @@ def _loop(
         rate = learning_rate(run.step, config.steps, config.optimizer)
         tally, norm = _learn(run, model, work, rate)
 
-        loss, *tally_2K = add_up(tally, world).tolist()
-        host = torch.tensor([work.hash, work.tokens, work.flops, len(signals)], device=device)
+        # The only moment at which the host waits for the device.
+        norm, loss, *tally_2K = torch.cat((norm.double().view(1), add_up(tally, world))).tolist()
+        host = torch.tensor([work.hash, work.tokens, work.flops, len(signals)])
         batch, tokens, flops, stop = add_up(host, world).tolist()
-        _check_finite(run, loss, norm.item())
+        _check_finite(run, loss, norm)
         run.step, run.tokens = run.step + 1, run.tokens + tokens
         seconds = time.perf_counter() - began
         last = stop or run.step == config.steps
@@ -130,7 +131,7 @@ def _loop(
                     "loss": loss,
                     "losses": means(run.losses, tally_2K),
                     "lr": rate,
-                    "grad_norm": norm.item(),
+                    "grad_norm": norm,
                     "tokens": run.tokens,
                     "batch": f"{batch % (1 << 64):016x}",
                     "seconds": round(seconds, 6),
