@@ -32,7 +32,9 @@ def shape(**changes):
 
 
 def objective(**changes):
-    values = dict(kind="chameleon", z_loss=1e-3, weights={"image": 0.5}, diffusion_weight=5.0, noise_steps=1000)
+    values = dict(
+        kind="chameleon", z_loss=1e-3, weights={"image": 0.5}, diffusion="ddpm", diffusion_weight=5.0, noise_steps=1000
+    )
     return SimpleNamespace(**values | changes)
 
 
@@ -60,6 +62,7 @@ CASES = {
     "three": ([1.0, 1.0, 1.0], 0),
     "two, latents": ([1.0, 1.0], 4),
     "three, latents": ([1.0, 1.0, 1.0], 4),
+    "three, latents, flow": ([1.0, 1.0, 1.0], 4),
     "three, one absent": ([1.0, 0.0, 1.0], 0),
     "three, latents absent": ([1.0, 1.0, 0.0], 4),
     "three, one token of one": ([1.0, 1.0, 1.0], 0),
@@ -75,6 +78,7 @@ def test_equals_a_plain_loop_over_modalities(case, norm):
         rows = keep_one(rows, 2)
         assert (rows.tower == 2).sum() == 1
     config, aim = shape(norm=norm), objective(kind="transfusion" if latent_dim else "chameleon")
+    aim.diffusion = "flow" if case.endswith("flow") else "ddpm"
     model, batch = model_of(config, len(shares), latent_dim), reference.grouped(rows, dtype=torch.float64)
     found = losses(model, batch, aim, reference.counts_of(rows))
     found.total.backward()

@@ -134,13 +134,15 @@ class ObjectiveConfig(Settings):
         kind: `chameleon`: the next token of every discrete modality; `transfusion`: that, and the noise in latents.
         z_loss: weight of log(Z)^2 of the softmax.
         weights: weight of a modality's labels; 1 for those left out.
+        diffusion: `ddpm`: the noise is predicted, on the cosine schedule, as in Transfusion; `flow`: rectified flow.
         diffusion_weight: lambda of Transfusion (arXiv 2408.11039), section 3.
-        noise_steps: diffusion steps of the noise schedule.
+        noise_steps: how many steps there are between clean latents and noise.
     """
 
     kind: Literal["chameleon", "transfusion"] = "chameleon"
     z_loss: Weight = 0.0
     weights: dict[str, Weight] = Field(default_factory=dict)
+    diffusion: Literal["ddpm", "flow"] = "ddpm"
     diffusion_weight: Weight = 5.0
     noise_steps: Count = 1000
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from motet.tokenizers.contract import Tokens
 
-from .diffusion import Schedule
+from .diffusion import Cosine
 from .model.cache import Context
 from .model.mot import MoT
 from .vocabulary import TEXT, Towers, Vocabulary
@@ -56,7 +56,7 @@ class Generator:
     def __init__(self, model: MoT, vocabulary: Vocabulary, towers: Towers, noise_steps: int = 1000):
         self.model, self.vocabulary = model.eval(), vocabulary
         self._tower = dict(zip(vocabulary.modalities, towers.of_modality, strict=True))
-        self._schedule = Schedule(noise_steps)
+        self._schedule = Cosine(noise_steps)
 
     @torch.no_grad()
     def continue_(
