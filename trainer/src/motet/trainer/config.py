@@ -53,6 +53,7 @@ class DataConfig(Settings):
         edits: changes at a step; a run may go on with further ones.
         caption_first: how often a captioned picture or recording stands after its caption (generation); else before it
             (captioning).
+        guidance_dropout: how often what stands after its caption is learnt without it, so that generation can be guided.
         shuffle: how many blocks of 512 documents are shuffled together; None = all documents of a source. A few dozen keep
             what is read at a time small, where shards are far away.
         long: what becomes of documents longer than a row: cut off, or split over several rows.
@@ -67,6 +68,7 @@ class DataConfig(Settings):
     modality_weights: dict[str, Weight] = Field(default_factory=dict)
     edits: list[Edit] = Field(default_factory=list)
     caption_first: Share = 0.5
+    guidance_dropout: Share = 0.0
     shuffle: Count | None = None
     long: Literal["truncate", "split"] = "truncate"
     max_lost: Share = 0.001
@@ -80,8 +82,8 @@ class DataConfig(Settings):
 
     @property
     def unweighed(self) -> DataConfig:
-        """For one pass over the datasets of the beginning."""
-        return self.model_copy(update={"weights": {}, "modality_weights": {}, "edits": []})
+        """For one pass over the datasets of the beginning, each document whole."""
+        return self.model_copy(update={"weights": {}, "modality_weights": {}, "edits": [], "guidance_dropout": 0.0})
 
     @field_validator("edits")
     @classmethod
