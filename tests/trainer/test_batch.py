@@ -49,7 +49,7 @@ class Case:
     rows: Rows
     sequence: int
     noise: Noise
-    dropout: Dropout = Dropout()
+    dropout: Dropout
 
     @property
     def renderer(self) -> Renderer:
@@ -198,7 +198,7 @@ def test_a_row_that_is_too_long_is_refused(lengths):
     words = [("text", Tokens((10,), ids=np.arange(10) % 9))]
     rows = Rows.of(reference.documents_of(vocabulary, [words]), [tuple(Piece(0, 0, n, False, 0) for n in lengths), ()])
     with pytest.raises(ValueError, match="a row holds more than 10 tokens"):
-        Case(vocabulary, Towers.of(vocabulary, {}), rows, 10, Noise(0, 1)).batch()
+        Case(vocabulary, Towers.of(vocabulary, {}), rows, 10, Noise(0, 1), Dropout()).batch()
 
 
 @given(cases())

@@ -45,7 +45,7 @@ class Process(ABC):
         """The clean latents that follow from a prediction at step `time`."""
 
     def noisy(self, clean_NL: Tensor, noise_NL: Tensor, time_N: Tensor) -> Tensor:
-        """alpha * clean + sigma * noise, each patch at its own step."""
+        """The mixture alpha * clean + sigma * noise, each patch at its own step."""
         alpha_N1, sigma_N1 = (
             each.to(clean_NL.device, non_blocking=True)[time_N].unsqueeze(-1).to(clean_NL.dtype)
             for each in (self.alpha, self.sigma)

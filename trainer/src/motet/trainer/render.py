@@ -75,14 +75,14 @@ class Renderer:
         towers: which tower each modality uses.
         sequence: tokens per row; no row holds more.
         noise: the diffusion noise; only its `steps` matter to data without latents.
-        dropout: which captions are dropped; by default none.
+        dropout: which captions are dropped; None = none.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, towers: Towers, sequence: int, noise: Noise, dropout: Dropout = Dropout()
+        self, vocabulary: Vocabulary, towers: Towers, sequence: int, noise: Noise, dropout: Dropout | None = None
     ):
         self.vocabulary, self.towers, self.sequence = vocabulary, towers, sequence
-        self.noise, self.dropout = noise, dropout
+        self.noise, self.dropout = noise, dropout or Dropout()
         names = vocabulary.modalities
         marks = [(vocabulary.begin[m], vocabulary.end[m]) for m in names[1:]]
         self._mark_M2 = np.array([(vocabulary.bos, vocabulary.eos), *marks], np.int64)
