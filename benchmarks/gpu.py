@@ -224,7 +224,7 @@ def shape(dim: int, layers: int, heads: int, norm: str = "after") -> Any:
 def objective(latent_dim: int) -> Any:
     """An objective's configuration."""
     kind = "transfusion" if latent_dim else "chameleon"
-    return SimpleNamespace(kind=kind, z_loss=1e-5, weights={}, diffusion_weight=5.0, noise_steps=1000)
+    return SimpleNamespace(kind=kind, z_loss=1e-5, weights={}, diffusion="ddpm", diffusion_weight=5.0, noise_steps=1000)
 
 
 def moved(batch: Any, device: torch.device) -> Any:

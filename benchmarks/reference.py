@@ -174,9 +174,13 @@ def plain_losses(
     dtype = weights["norm"].dtype
     noisy = None
     if rows.is_latent.any():
-        kept = torch.from_numpy(_alpha_bar(objective.noise_steps)[rows.time]).to(dtype)[:, None]
         clean, noise = (torch.from_numpy(x).to(dtype) for x in (rows.clean, rows.noise))
-        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        if objective.diffusion == "flow":
+            t = torch.from_numpy((rows.time + 1) / objective.noise_steps).to(dtype)[:, None]
+            noisy, target = clean + t * (noise - clean), noise - clean
+        else:
+            kept = torch.from_numpy(_alpha_bar(objective.noise_steps)[rows.time]).to(dtype)[:, None]
+            noisy, target = kept.sqrt() * clean + (1 - kept).sqrt() * noise, noise
     hidden, uneven = _run(weights, config, rows, noisy)
     logits = hidden @ weights["head.weight"].T
     log_z = logits.exp().sum(-1).log()
@@ -192,7 +196,7 @@ def plain_losses(
         total = total + weight * (nats.sum() + objective.z_loss * (log_z[b, s] ** 2).sum()) / max(labels, 1)
     if noisy is not None and objective.kind == "transfusion":
         predicted = hidden[torch.from_numpy(rows.is_latent)] @ weights["latent_out.weight"].T
-        error = ((predicted - torch.from_numpy(rows.noise).to(dtype)) ** 2).mean(-1).sum()
+        error = ((predicted - target) ** 2).mean(-1).sum()
         sums["diffusion"] = error
         total = total + objective.diffusion_weight * error / counts["diffusion"]
     return total, sums

@@ -31,7 +31,9 @@ def shape(**changes):
 
 
 def objective(**changes):
-    values = dict(kind="chameleon", z_loss=1e-3, weights={"image": 0.5}, diffusion_weight=5.0, noise_steps=1000)
+    values = dict(
+        kind="chameleon", z_loss=1e-3, weights={"image": 0.5}, diffusion="ddpm", diffusion_weight=5.0, noise_steps=1000
+    )
     return SimpleNamespace(**values | changes)
 
 
@@ -59,6 +61,7 @@ CASES = {
     "three": ([1.0, 1.0, 1.0], 0),
     "two, latents": ([1.0, 1.0], 4),
     "three, latents": ([1.0, 1.0, 1.0], 4),
+    "three, latents, flow": ([1.0, 1.0, 1.0], 4),
     "three, one absent": ([1.0, 0.0, 1.0], 0),
     "three, latents absent": ([1.0, 1.0, 0.0], 4),
     "three, one token of one": ([1.0, 1.0, 1.0], 0),
@@ -73,7 +76,8 @@ def test_equals_a_plain_loop_over_modalities(case, norm):
     if case.endswith("one token of one"):
         rows = keep_one(rows, 2)
         assert (rows.tower == 2).sum() == 1
-    model, batch = agree_with_a_plain_loop(shape(norm=norm), rows, latent_dim)
+    diffusion = "flow" if case.endswith("flow") else "ddpm"
+    model, batch = agree_with_a_plain_loop(shape(norm=norm), rows, latent_dim, diffusion=diffusion)
     for tower, count in enumerate(batch.counts):
         if not count:  # an absent tower gets a zero gradient, not none: parallel wrappers wait for every parameter
             assert all(not w.grad[tower].any() for n, w in model.named_parameters() if n.startswith("blocks"))
@@ -112,9 +116,9 @@ def test_every_member_of_the_family_equals_a_plain_loop(member, norm):
         agree_with_a_plain_loop(shape(norm=norm, **FAMILY[member]), rows, latent_dim, recompute)
 
 
-def agree_with_a_plain_loop(config, rows, latent_dim, recompute="none"):
+def agree_with_a_plain_loop(config, rows, latent_dim, recompute="none", diffusion="ddpm"):
     """Losses and all gradients equal those of the float64 reference; (the model, the batch)."""
-    aim = objective(kind="transfusion" if latent_dim else "chameleon")
+    aim = objective(kind="transfusion" if latent_dim else "chameleon", diffusion=diffusion)
     model = model_of(config, rows.towers, latent_dim, vocabulary=max(VOCABULARY, rows.ids.max() + 1))
     batch = reference.grouped(rows, dtype=torch.float64)
     model.recompute = recompute

@@ -55,6 +55,7 @@ class DataConfig(Settings):
         edits: changes at a step; a run may go on with further ones.
         caption_first: how often a captioned picture or recording stands after its caption (generation); else before it
             (captioning).
+        guidance_dropout: how often what stands after its caption is learnt without it, so that generation can be guided.
         shuffle: how many blocks of 512 documents are shuffled together; None = all documents of a source. A few dozen keep
             what is read at a time small, where shards are far away.
         long: what becomes of documents longer than a row: cut off, or split over several rows.
@@ -69,6 +70,7 @@ class DataConfig(Settings):
     modality_weights: dict[str, Weight] = Field(default_factory=dict)
     edits: list[Edit] = Field(default_factory=list)
     caption_first: Share = 0.5
+    guidance_dropout: Share = 0.0
     shuffle: Count | None = None
     long: Literal["truncate", "split"] = "truncate"
     max_lost: Share = 0.001
@@ -82,8 +84,8 @@ class DataConfig(Settings):
 
     @property
     def unweighed(self) -> DataConfig:
-        """For one pass over the datasets of the beginning."""
-        return self.model_copy(update={"weights": {}, "modality_weights": {}, "edits": []})
+        """For one pass over the datasets of the beginning, each document whole."""
+        return self.model_copy(update={"weights": {}, "modality_weights": {}, "edits": [], "guidance_dropout": 0.0})
 
     @field_validator("edits")
     @classmethod
@@ -177,13 +179,15 @@ class ObjectiveConfig(Settings):
         kind: `chameleon`: the next token of every discrete modality; `transfusion`: that, and the noise in latents.
         z_loss: weight of log(Z)^2 of the softmax.
         weights: weight of a modality's labels; 1 for those left out.
+        diffusion: `ddpm`: the noise is predicted, on the cosine schedule, as in Transfusion; `flow`: rectified flow.
         diffusion_weight: lambda of Transfusion (arXiv 2408.11039), section 3.
-        noise_steps: diffusion steps of the noise schedule.
+        noise_steps: how many steps there are between clean latents and noise.
     """
 
     kind: Literal["chameleon", "transfusion"] = "chameleon"
     z_loss: Weight = 0.0
     weights: dict[str, Weight] = Field(default_factory=dict)
+    diffusion: Literal["ddpm", "flow"] = "ddpm"
     diffusion_weight: Weight = 5.0
     noise_steps: Count = 1000
 

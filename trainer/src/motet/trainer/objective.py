@@ -1,7 +1,7 @@
-"""What a step minimises: the next token of every discrete modality, and the noise in the latents.
+"""What a step minimises: the next token of every discrete modality, and the error of denoising the latents.
 
     batch --model--> hidden_TD --rows with a label--> `linear_cross_entropy` --> nats by the label's modality
-                              --rows with latents--> predicted noise --> squared error
+                              --rows with latents--> prediction of the noise or flow --> squared error
 
 `kind: chameleon` (arXiv 2405.09818) has the first term only; `kind: transfusion` (arXiv 2408.11039) adds
 `diffusion_weight` times the second. Each sum is divided by the counts of the *global* batch, so that adding up the
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
-from .diffusion import Schedule
+from .diffusion import process
 from .model.grouped import compute_dtype
 
 if TYPE_CHECKING:
@@ -65,7 +64,8 @@ def losses(model: nn.Module, batch: GroupedBatch, config: ObjectiveConfig, count
     diffuse = config.kind == "transfusion" and bare.latent_in is not None
     noisy_NL = None
     if diffuse:
-        noisy_NL = _schedule(config.noise_steps).noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
+        diffusion = process(config.diffusion, config.noise_steps)
+        noisy_NL = diffusion.noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
     names = batch.modalities
     labels = max(sum(counts.get(name, 0) for name in names), 1)
     hidden_TD = model(batch, noisy_NL, 1 / labels)
@@ -86,9 +86,10 @@ def losses(model: nn.Module, batch: GroupedBatch, config: ObjectiveConfig, count
 
     if diffuse:
         predicted_NL = bare.latent_out(hidden_TD.index_select(0, batch.latent_row_N))
-        error_N = F.mse_loss(predicted_NL.to(hidden_TD.dtype), batch.noise_ND.to(hidden_TD.dtype), reduction="none")
-        error = error_N.mean(-1).sum()
-        sums[DIFFUSION], terms[DIFFUSION] = error.detach(), zero.new_full((), len(error_N))
+        target_NL = diffusion.target(batch.latents_ND, batch.noise_ND)
+        error_NL = F.mse_loss(predicted_NL.to(hidden_TD.dtype), target_NL.to(hidden_TD.dtype), reduction="none")
+        error = error_NL.mean(-1).sum()
+        sums[DIFFUSION], terms[DIFFUSION] = error.detach(), zero.new_full((), len(error_NL))
         total = total + config.diffusion_weight * error / max(counts.get(DIFFUSION, 0), 1)
     return Losses(total, sums, terms)
 
@@ -188,8 +189,3 @@ def _softmax_of(low_CV: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
         return nats.squeeze(-1), (nats + z_loss * log_z.square()).squeeze(-1)
 
     return softmax_gradient_
-
-
-@cache
-def _schedule(steps: int) -> Schedule:
-    return Schedule(steps)
