@@ -70,9 +70,9 @@ def losses(model: nn.Module, batch: GroupedBatch, config: ObjectiveConfig, count
     labels = max(sum(counts.get(name, 0) for name in names), 1)
     hidden_TD = model(batch, noisy_NL, 1 / labels)
 
-    scale = torch.tensor([config.weights.get(name, 1.0) / labels for name in names], dtype=hidden_TD.dtype)
+    scale = torch.stack([hidden_TD.new_full((), config.weights.get(name, 1.0) / labels) for name in names])
     modality_M = batch.label_modality_T[batch.label_row_M].long()
-    scale_M = scale.to(hidden_TD.device, non_blocking=True)[modality_M]
+    scale_M = scale[modality_M]
     total, nats_M = linear_cross_entropy(
         hidden_TD.index_select(0, batch.label_row_M),
         bare.head.weight,
