@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,17 @@ CORPUS = ROOT / "examples/corpus"
 MOTET = Path(sys.executable).with_name("motet")
 
 
-def motet(*args: str | Path, code: int = 0) -> str:
-    """Run the command, with the example plug-in in reach; its standard output."""
+def ran(*args: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command, with the example plug-in in reach."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "examples/custom_tokenizer/src")}
     done = subprocess.run([str(MOTET), *map(str, args)], capture_output=True, text=True, env=environment)
     assert done.returncode == code, f"motet {' '.join(map(str, args))}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done
+
+
+def motet(*args: str | Path) -> str:
+    """Run the command; its standard output."""
+    return ran(*args).stdout
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +91,9 @@ def test_what_came_out_is_seen_and_verified(line: Path, name: str) -> None:
 def test_a_model_learns_and_writes_draws_and_speaks(line: Path, name: str, kind: str) -> None:
     run = line / f"run-{name}"
     config = {
-        "data": {"paths": [name], "sequence": 256, "holdout": 0.1},
+        "data": {"paths": [name], "sequence": 256, "holdout": 0.1, "guidance_dropout": 0.2 * (kind == "transfusion")},
         "model": {"dim": 64, "layers": 2, "heads": 2},
-        "objective": {"kind": kind},
+        "objective": {"kind": kind, "diffusion": "flow"},
         "optimizer": {"lr": 0.003, "warmup": 5},
         "steps": 30,
         "rows": 4,
@@ -118,6 +124,28 @@ def test_a_model_learns_and_writes_draws_and_speaks(line: Path, name: str, kind:
     picture = next((line / "image").glob("*.webp"))
     motet("generate", run, "--image", picture, "--to", "text", "--out", line / f"{name}.txt")
     assert (line / f"{name}.txt").exists()
+
+    story = line / f"{name}-story"
+    asked = ("generate", run, "--text", "a red apple", "--seconds", "0.5", "--words", "8", "--steps", "3")
+    done = ran(*asked, "--to", "image,text,speech", "--guidance", "2", "--out", story)
+    assert ("without data.guidance_dropout" in done.stderr) == (kind == "chameleon")
+    assert sorted(path.name for path in story.iterdir()) == ["01-image.png", "02-text.txt", "03-speech.wav"]
+    assert Image.open(story / "01-image.png").size == (64, 64) and soundfile.info(story / "03-speech.wav").frames > 0
+    assert re.search(r"drew \d+ tokens .*in .* s: \d+ tokens/s", done.stdout)
+    assert ("with 3 denoising calls" in done.stdout) == (kind == "transfusion")
+    told = motet(*asked, "--to", "any", "--spans", "2", "--out", line / f"{name}-free")
+    assert 1 <= told.count(f"wrote {line / f'{name}-free'}") == len(list((line / f"{name}-free").iterdir())) <= 2
+    rows = [{"parts": [{"text": "sun"}], "to": to} for to in ("image", "speech,text", "any")]
+    (line / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    motet("generate", run, "--prompts", line / "prompts.jsonl", *asked[4:], "--out", line / f"{name}-many")
+    many = {str(path.relative_to(line / f"{name}-many")) for path in (line / f"{name}-many").rglob("*.*")}
+    assert {"000.png", "001/01-speech.wav", "001/02-text.txt", "index.html"} < many
+
+    known = "to: imgae: the model does not know it; it knows image, speech, text, and any"
+    assert known in ran(*asked, "--to", "text,imgae", "--out", story, code=2).stderr
+    assert "two texts in a row" in ran(*asked, "--to", "text,text", "--out", story, code=2).stderr
+    long = ("--text", "ten words " * 200, "--to", "image", "--out", story)
+    assert "the model knows rows of 256 (data.sequence)" in ran("generate", run, *long, code=2).stderr
 
 
 def test_a_plugged_in_modality_goes_the_whole_way(line: Path) -> None:
