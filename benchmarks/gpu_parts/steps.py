@@ -156,7 +156,7 @@ def utilisation(device: torch.device, D: int, L: int, H: int, tokens: int, micro
 
 
 def on_cpu(device: torch.device, shapes: tuple[tuple[int, ...], ...]) -> None:
-    """Without a GPU: a step of a MoT over one of a dense model with as many active parameters."""
+    """Without a GPU: a step of a MoT over one of a dense model with as many active parameters, in CPU time."""
     table = []
     for D, L, H, B, S in shapes:
         rows, config = reference.random_rows(1, B, S, SHARES, 8192, span=S // 8, padding=0.02), shape(D, L, H)
@@ -165,7 +165,7 @@ def on_cpu(device: torch.device, shapes: tuple[tuple[int, ...], ...]) -> None:
                 kind: Step(config, towers, 8192, rows, device, half)
                 for kind, towers in (("dense", [0, 0, 0]), ("MoT", [0, 1, 2]))
             }
-            seconds = interleaved({kind: lambda step=step: step.whole(1) for kind, step in steps.items()}, device)
+            seconds = interleaved({kind: lambda step=step: step.whole(1) for kind, step in steps.items()}, device, 5)
             ratio, precision = seconds["MoT"] / seconds["dense"], "bfloat16" if half else "float32"
             cells = [f"{D} x {L}", f"{B} x {S}", shares(steps["MoT"].host.counts), precision]
             cells += [f"{seconds[kind] * 1e3:.0f}" for kind in ("dense", "MoT")]
