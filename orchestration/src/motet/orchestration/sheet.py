@@ -30,11 +30,11 @@ INK, SOFT, PAPER = (24, 24, 27), (113, 113, 122), (255, 255, 255)
 
 @dataclass(frozen=True)
 class _Example:
-    """One cell: a line or two above, one or two pictures, and lines below."""
+    """One cell: text above, and two pictures side by side or one with text beside it."""
 
     above: str
     pictures: tuple[Image.Image, ...]
-    below: tuple[str, ...]
+    beside: tuple[str, ...] = ()
 
 
 def write_sheet(run: Path, out: Path, count: int, sampling: Sampling) -> None:
@@ -48,7 +48,7 @@ def write_sheet(run: Path, out: Path, count: int, sampling: Sampling) -> None:
     real = _pictures(sampler, [pair.media for pair in pairs])
     drawn = _pictures(sampler, list(follow(sampler.generator, pairs, "image", sampling)))
     said = _texts(sampler, list(follow(sampler.generator, pairs, "text", sampling)))
-    to_image = [_Example(text, (a, b), ()) for text, a, b in zip(texts, drawn, real, strict=True)]
+    to_image = [_Example(text, (a, b)) for text, a, b in zip(texts, drawn, real, strict=True)]
     to_text = [_Example("", (b,), (f"says: {s}", f"true: {t}")) for b, s, t in zip(real, said, texts, strict=True)]
     parts = [
         _lines([label(sampler.trained, sampling, len(pairs))], SOFT),
@@ -57,13 +57,8 @@ def write_sheet(run: Path, out: Path, count: int, sampling: Sampling) -> None:
         _title("Captions of pictures: what the model says, and the true one"),
         _grid(to_text),
     ]
-    sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts) + GAP), PAPER)
-    top = 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(192).save(out, "PNG", optimize=True)
+    _stacked(parts, GAP).quantize(192).save(out, "PNG", optimize=True)
 
 
 def label(trained: Trained, sampling: Sampling, count: int) -> str:
@@ -114,25 +109,29 @@ def _lines(texts: Sequence[str], ink: tuple[int, int, int], size: int = 11, widt
 
 
 def _grid(examples: Sequence[_Example]) -> Image.Image:
-    """Examples in rows; a cell is as wide as its pictures, or twice that if it holds one."""
-    rows = [_row(examples[at : at + COLUMNS]) for at in range(0, len(examples), COLUMNS)]
-    made = Image.new("RGB", (COLUMNS * CELL, sum(row.height for row in rows)), PAPER)
-    top = 0
-    for row in rows:
-        made.paste(row, (0, top))
-        top += row.height
-    return made
+    return _stacked([_row(examples[at : at + COLUMNS]) for at in range(0, len(examples), COLUMNS)])
 
 
 def _row(examples: Sequence[_Example]) -> Image.Image:
     above = [_lines([e.above], INK, width=CELL) for e in examples]
-    below = [_lines(e.below, INK, width=CELL) for e in examples]
-    head, foot = max(part.height for part in above), max(part.height for part in below)
-    made = Image.new("RGB", (COLUMNS * CELL, head + SIDE + foot), PAPER)
+    beside = [_lines(e.beside, INK, width=SIDE + GAP) for e in examples]
+    head, foot = max(part.height for part in above), max(SIDE, *(part.height for part in beside))
+    made = Image.new("RGB", (COLUMNS * CELL, head + foot), PAPER)
     for n, example in enumerate(examples):
         left = n * CELL
         made.paste(above[n], (left, head - above[n].height))
         for k, picture in enumerate(example.pictures):
             made.paste(picture, (left + GAP // 2 + k * (SIDE + GAP // 2), head))
-        made.paste(below[n], (left, head + SIDE))
+        if example.beside:
+            made.paste(beside[n], (left + SIDE + GAP, head))
+    return made
+
+
+def _stacked(parts: Sequence[Image.Image], below: int = 0) -> Image.Image:
+    """Parts of one width, one under the other, with so much space below."""
+    made = Image.new("RGB", (parts[0].width, sum(part.height for part in parts) + below), PAPER)
+    top = 0
+    for part in parts:
+        made.paste(part, (0, top))
+        top += part.height
     return made
