@@ -151,6 +151,17 @@ def test_frechet_distance_is_that_of_the_formula(seed: int, n: int, m: int, dim:
     assert judges.frechet(a, a + 3.0) == pytest.approx(9 * dim, rel=1e-9)
 
 
+def test_kernel_distance_is_zero_on_average_for_one_distribution_and_grows_with_a_shift() -> None:
+    random = np.random.default_rng(1)
+    same = [judges.kernel(random.normal(size=(9, 4)), random.normal(size=(7, 4))) for _ in range(2000)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / len(same) ** 0.5
+    a, b = random.normal(size=(6, 3)), random.normal(1, 1, size=(5, 3))
+    k = lambda x, y: (float(x @ y) / 3 + 1) ** 3  # noqa: E731
+    within = [np.mean([k(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]) for s in (a, b)]
+    assert judges.kernel(a, b) == pytest.approx(sum(within) - 2 * np.mean([k(x, y) for x in a for y in b]))
+    assert judges.kernel(a, a + 5) > 100 * abs(np.mean(same))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("efficientnet_lite_pytorch") is None, reason="needs the extra scores")
 def test_features_tell_pictures_apart(captions: list[dict]) -> None:
     pictures = [Image.open(io.BytesIO((EMOJI / row["file_name"]).read_bytes())).convert("RGB") for row in captions[:6]]

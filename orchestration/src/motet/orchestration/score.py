@@ -1,6 +1,6 @@
 """Scores of what a model generates for held-out documents, each beside the score of real media: what to hold it against.
 
-    held-out pairs --`follow`--> tokens --decode--> media --`judges`--> `Score` --> OUT/scores.json, `table`
+    held-out pairs --`follow`--> tokens --decode--> media --`judges`--> `Score` --> OUT/scores.json, `lines`
 
 Real media are decoded from their own tokens, so that a score tells of the model and not of its tokenizers.
 """
@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -23,9 +23,6 @@ from motet.orchestration.samples import Sampler
 from motet.tokenizers.contract import Tokens
 from motet.trainer.folder import write_whole
 from motet.trainer.generate import Sampling
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SCORES = "scores.json"
 TASKS = {
@@ -67,7 +64,7 @@ def score(run: Path, to: Sequence[str], count: int, sampling: Sampling) -> dict[
     for modality in to:
         pairs = heldout_pairs(sampler.trained, "speech" if modality == "speech" else "image", count)
         made = list(follow(sampler.generator, pairs, modality, sampling))
-        found.append(_JUDGES[modality](sampler, pairs, made))
+        found += _JUDGES[modality](sampler, pairs, made)
     scores = {
         "step": sampler.trained.state.step,
         "checkpoint": sampler.trained.path.name,
@@ -78,65 +75,47 @@ def score(run: Path, to: Sequence[str], count: int, sampling: Sampling) -> dict[
     return scores
 
 
-def table(scores: dict[str, Any]) -> Table:
-    """Scores for the terminal."""
-    from rich.table import Table
-
-    shown = Table(title=f"Held-out documents after {scores['step']} steps")
-    for column in ("task", "measure", "documents", "model", "beside it", "of"):
-        shown.add_column(column, justify="right" if column in ("documents", "model", "beside it") else "left")
-    for each in scores["scores"]:
-        better = "less is better" if each["less"] else "more is better"
-        numbers = f"{each['count']:,}", f"{each['value']:.3f}", f"{each['reference']:.3f}"
-        shown.add_row(each["task"], f"{each['measure']}; {better}", *numbers, each["against"])
-    return shown
+def lines(scores: dict[str, Any]) -> list[str]:
+    """Scores for the terminal, a line each."""
+    return [
+        f"{each['task']}: {each['measure']} ({'less' if each['less'] else 'more'} is better), {each['count']:,} documents: "
+        f"{each['value']:.4g}; {each['against']}: {each['reference']:.4g}"
+        for each in scores["scores"]
+    ]
 
 
-def _judge_pictures(sampler: Sampler, pairs: Sequence[Pair], made: Sequence[Tokens]) -> Score:
-    """Half of the captions make pictures that are held against the other half's real ones, as that half's real ones are.
-
-    The distance falls with the number of pictures, so both have the same.
-    """
+def _judge_pictures(sampler: Sampler, pairs: Sequence[Pair], made: Sequence[Tokens]) -> list[Score]:
+    """One half's captions make pictures that are held against the other half's real ones, as that half's real ones are."""
     half = len(pairs) // 2
     features = judges.picture_features(_pictures(sampler, [*made[:half], *(pair.media for pair in pairs[: 2 * half])]))
     made_ND, real_ND, other_ND = features[:half], features[half : 2 * half], features[2 * half :]
-    return Score(
-        TASKS["image"],
-        f"{judges.FRECHET}, n={half}",
-        True,
-        half,
-        judges.frechet(made_ND, other_ND),
-        judges.frechet(real_ND, other_ND),
-        "real pictures of the same captions: as near as can be",
-    )
+    return [
+        Score(
+            TASKS["image"],
+            f"{name}, n={half}",
+            True,
+            half,
+            distance(made_ND, other_ND),
+            distance(real_ND, other_ND),
+            "real pictures instead",
+        )
+        for name, distance in ((judges.FRECHET, judges.frechet), (judges.KERNEL, judges.kernel))
+    ]
 
 
-def _judge_captions(sampler: Sampler, pairs: Sequence[Pair], made: Sequence[Tokens]) -> Score:
+def _judge_captions(sampler: Sampler, pairs: Sequence[Pair], made: Sequence[Tokens]) -> list[Score]:
     decode = sampler.tokenizers["text"].decode
     true = decode([pair.text for pair in pairs])
-    return Score(
-        TASKS["text"],
-        judges.CHRF,
-        False,
-        len(pairs),
-        judges.chrf(decode(made), true),
-        judges.chrf([*true[1:], *true[:1]], true),
-        "the true captions of other pictures: by chance",
-    )
+    value, chance = judges.chrf(decode(made), true), judges.chrf([*true[1:], *true[:1]], true)
+    return [Score(TASKS["text"], judges.CHRF, False, len(pairs), value, chance, "true captions of other pictures")]
 
 
-def _judge_speech(sampler: Sampler, pairs: Sequence[Pair], made: Sequence[Tokens]) -> Score:
+def _judge_speech(sampler: Sampler, pairs: Sequence[Pair], made: Sequence[Tokens]) -> list[Score]:
     true = sampler.tokenizers["text"].decode([pair.text for pair in pairs])
     decode = sampler.tokenizers["speech"].decode
-    return Score(
-        TASKS["speech"],
-        judges.WORD_ERRORS,
-        True,
-        len(pairs),
-        judges.word_error_rate(decode(made), true),
-        judges.word_error_rate(decode([pair.media for pair in pairs]), true),
-        "the real recordings: as well as can be heard",
-    )
+    value = judges.word_error_rate(decode(made), true)
+    real = judges.word_error_rate(decode([pair.media for pair in pairs]), true)
+    return [Score(TASKS["speech"], judges.WORD_ERRORS, True, len(pairs), value, real, "the real recordings")]
 
 
 _JUDGES = {"image": _judge_pictures, "text": _judge_captions, "speech": _judge_speech}

@@ -142,11 +142,12 @@ def means(names: Sequence[str], tally_2K: Sequence[float]) -> dict[str, float | 
 
 def table(evaluation: dict[str, Any]) -> Table:
     """An evaluation by modality, for the terminal."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    shown = Table(title=f"Held-out losses after {evaluation['step']} steps, nats per token")
+    shown = Table(title=f"Held-out losses after {evaluation['step']} steps, nats per token", box=SIMPLE)
     shown.add_column("modality", no_wrap=True)
-    for column in ("labels", "before training", "loss", "bits", "unigram entropy", "below it by", "top 1", "top 5"):
+    for column in ("labels", "untrained", "loss", "unigram entropy", "below it by", "top 1", "top 5"):
         shown.add_column(column, justify="right")
     for modality, figures in evaluation["modalities"].items():
         shown.add_row(modality, *_cells(figures))
@@ -154,7 +155,7 @@ def table(evaluation: dict[str, Any]) -> Table:
             shown.add_row(f"  codebook {k}", *_cells(codebook), style="dim")
     if DIFFUSION in evaluation:
         d = evaluation[DIFFUSION]
-        shown.add_row("noise (squared error)", f"{d['latents']:,}", f"{d['start']:.3f}", f"{d['loss']:.3f}", *"-----")
+        shown.add_row("noise", f"{d['latents']:,}", f"{d['start']:.3f}", f"{d['loss']:.3f}", *"----")
     text = evaluation["modalities"].get(TEXT, {})
     if text.get("bits_per_byte") is not None:
         shown.caption = f"text: {text['bits_per_byte']:.3f} bits per byte, over {text['bytes']:,} bytes"
@@ -180,8 +181,8 @@ def source_table(evaluation: dict[str, Any]) -> Table:
 
 def _cells(figures: dict[str, Any]) -> list[str]:
     if not figures["labels"]:
-        return ["0", *"-------"]
-    numbers = [figures[key] for key in ("start", "loss", "bits", "unigram")]
+        return ["0", *"------"]
+    numbers = [figures[key] for key in ("start", "loss", "unigram")]
     below = figures["unigram"] - figures["loss"]
     hits = [f"{figures[key]:.1%}" for key in ("top1", "top5")]
     return [

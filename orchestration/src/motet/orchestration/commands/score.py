@@ -25,11 +25,11 @@ def score(
     steps: Steps = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Generate from held-out documents and judge it: Frechet distance, chrF, word error rate, each beside real media's.
+    """Generate from held-out documents and judge it: distances of pictures, chrF, word errors, each beside real media's.
 
     Needs the extra `scores`. Example: `motet score run --to image --count 512`
     """
-    from motet.orchestration.score import TASKS, table
+    from motet.orchestration.score import TASKS, lines
     from motet.orchestration.score import score as judge
     from motet.tokenizers.errors import UserError
     from motet.trainer.checkpoint import checkpoint_of, read_state
@@ -43,9 +43,7 @@ def score(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    from rich.console import Console
-
-    Console().print(table(found))
+    typer.echo("\n".join(lines(found)))
 
 
 def sheet(
