@@ -116,6 +116,21 @@ def test_the_label_tells_size_steps_data_and_draw(sampler: Sampler) -> None:
         assert word in told
 
 
+def test_bits_per_byte_need_the_text_tokenizer(run: Path, monkeypatch, capsys) -> None:
+    assert run_verb(monkeypatch, "evaluate", run) == 0
+    assert "bits per byte, over" in capsys.readouterr().out
+    text = json.loads((run / "evaluation.json").read_text())["modalities"]["text"]
+    assert text["bits_per_byte"] > text["bits"] / 20 and 10 < text["bytes"] < 2000
+    bpe = run.parent / "bpe"
+    bpe.rename(run.parent / "elsewhere")
+    try:
+        assert run_verb(monkeypatch, "evaluate", run) == 0
+    finally:
+        (run.parent / "elsewhere").rename(bpe)
+    assert "No bits per byte: bpe: path: " in capsys.readouterr().out
+    assert "bits_per_byte" not in json.loads((run / "evaluation.json").read_text())["modalities"]["text"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("sacrebleu") is None, reason="needs the extra scores")
 def test_captions_are_scored_beside_chance(run: Path, monkeypatch) -> None:
     assert run_verb(monkeypatch, "score", run, "--to", "text", "--count", "12") == 0

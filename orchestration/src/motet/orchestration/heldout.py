@@ -43,11 +43,11 @@ def heldout_pairs(trained: Trained, modality: str, count: int) -> list[Pair]:
 
     UserError if there is none.
     """
-    data, specs = trained.config.data, trained.vocabulary.tokenizers
-    if modality not in specs or modality == TEXT:
-        known = ", ".join(m for m in trained.vocabulary.modalities if m != TEXT)
-        raise UserError(f"{modality}: the model knows no such modality beside text; it knows {known}")
+    data = trained.config.data
     corpus = Corpus(Records.of(data, data.paths), "heldout", data.holdout)
+    if modality not in corpus.modalities[1:]:
+        known = ", ".join(corpus.modalities[1:])
+        raise UserError(f"{modality}: the model knows no such modality beside text; it knows {known}")
     hash_N, number_N = np.empty(0, np.uint64), np.empty(0, np.int64)
     for rows in Plan(corpus, data, 1, EVALUATION_SEED).once():
         pair_D = _pairs(rows.documents, modality)
@@ -58,7 +58,7 @@ def heldout_pairs(trained: Trained, modality: str, count: int) -> list[Pair]:
     if not len(number_N):
         raise UserError(f"data.holdout: {data.holdout} holds out no document of a text and one {modality}; raise it")
     documents = corpus.read(number_N[np.argsort(hash_N, kind="stable")[:count]])
-    return [_pair(documents, d, modality, specs[modality]) for d in range(len(documents))]
+    return [_pair(documents, d, corpus.tokenizers[modality]) for d in range(len(documents))]
 
 
 def follow(generator: Generator, pairs: Sequence[Pair], to: str, sampling: Sampling) -> Iterator[Tokens]:
@@ -87,7 +87,7 @@ def _pairs(documents: Documents, modality: str) -> np.ndarray:
     return two_D[(np.sort(kinds_D2, axis=1) == (0, documents.modalities.index(modality))).all(1)]
 
 
-def _pair(documents: Documents, d: int, modality: str, spec: TokenizerSpec) -> Pair:
+def _pair(documents: Documents, d: int, spec: TokenizerSpec) -> Pair:
     found = {}
     for span in range(int(documents.span_D[d]), int(documents.span_D[d]) + 2):
         name = documents.modalities[documents.modality_S[span]]
@@ -97,7 +97,7 @@ def _pair(documents: Documents, d: int, modality: str, spec: TokenizerSpec) -> P
         else:
             shape = (length,) if name == TEXT else _grid(spec, length)
             found[name] = Tokens(shape, ids=documents.tokens_T[at : at + length].astype(np.int32))
-    return Pair(modality, found[TEXT], found[modality])
+    return Pair(spec.modality, found[TEXT], found[spec.modality])
 
 
 def _grid(spec: TokenizerSpec, tokens: int) -> tuple[int, ...]:
