@@ -164,7 +164,7 @@ def counts_of(rows: Rows) -> dict[str, int]:
 
 def plain_hidden(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None = None) -> Tensor:
     """[B, S, D] after the last norm, in sequence order."""
-    return torch.stack([_row(weights, config, rows, noisy, row) for row in range(rows.ids.shape[0])])
+    return _run(weights, config, rows, noisy)[0]
 
 
 def plain_losses(
@@ -174,16 +174,20 @@ def plain_losses(
     dtype = weights["norm"].dtype
     noisy = None
     if rows.is_latent.any():
-        kept = torch.from_numpy(_alpha_bar(objective.noise_steps)[rows.time]).to(dtype)[:, None]
         clean, noise = (torch.from_numpy(x).to(dtype) for x in (rows.clean, rows.noise))
-        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
-    hidden = plain_hidden(weights, config, rows, noisy)
+        if objective.diffusion == "flow":
+            t = torch.from_numpy((rows.time + 1) / objective.noise_steps).to(dtype)[:, None]
+            noisy, target = clean + t * (noise - clean), noise - clean
+        else:
+            kept = torch.from_numpy(_alpha_bar(objective.noise_steps)[rows.time]).to(dtype)[:, None]
+            noisy, target = kept.sqrt() * clean + (1 - kept).sqrt() * noise, noise
+    hidden, uneven = _run(weights, config, rows, noisy)
     logits = hidden @ weights["head.weight"].T
     log_z = logits.exp().sum(-1).log()
     sums: dict[str, Tensor] = {}
     counts = counts_of(rows)
     labels = sum(counts[name] for name in rows.modalities)
-    total = torch.zeros((), dtype=dtype)
+    total = (uneven - uneven.detach()) / max(labels, 1)  # the trainer's loss for balance has gradients and no value
     for m, name in enumerate(rows.modalities):
         b, s = np.nonzero(rows.modality == m)
         nats = log_z[b, s] - logits[b, s, rows.labels[b, s]]
@@ -192,13 +196,24 @@ def plain_losses(
         total = total + weight * (nats.sum() + objective.z_loss * (log_z[b, s] ** 2).sum()) / max(labels, 1)
     if noisy is not None and objective.kind == "transfusion":
         predicted = hidden[torch.from_numpy(rows.is_latent)] @ weights["latent_out.weight"].T
-        error = ((predicted - torch.from_numpy(rows.noise).to(dtype)) ** 2).mean(-1).sum()
+        error = ((predicted - target) ** 2).mean(-1).sum()
         sums["diffusion"] = error
         total = total + objective.diffusion_weight * error / counts["diffusion"]
     return total, sums
 
 
-def _row(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None, row: int) -> Tensor:
+def _run(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(hidden states, weighed unevenness of experts summed over tokens)."""
+    masks = [torch.from_numpy(rows.tower == g) for g in range(rows.towers)]
+    x = torch.stack([_embed(weights, config, rows, noisy, row) for row in range(rows.ids.shape[0])])
+    uneven = x.new_zeros(())
+    for layer in range(config.layers):
+        x, more = _layer(weights, f"blocks.{layer}.", config, rows, masks, x)
+        uneven = uneven + more
+    return _each(masks, x, lambda g, part: _rms(part, config.norm_eps) * _own(weights["norm"], g)), uneven
+
+
+def _embed(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None, row: int) -> Tensor:
     w = weights
     x = w["embedding.weight"][torch.from_numpy(rows.ids[row])]
     if noisy is not None:
@@ -210,28 +225,37 @@ def _row(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor |
         step = (hidden * torch.sigmoid(hidden)) @ w["time.2.weight"].T + w["time.2.bias"]
         x = x.clone()
         x[here] = noisy[before : before + n] @ w["latent_in.weight"].T + step
-    masks = [torch.from_numpy(rows.tower[row] == g) for g in range(rows.towers)]
-    for layer in range(config.layers):
-        x = _layer(w, f"blocks.{layer}.", config, rows, row, masks, x)
-    return _each(masks, x, lambda g, part: _rms(part) * w["norm"][g])
+    return x
 
 
 def _layer(
-    w: Mapping[str, Tensor], at: str, config: Any, rows: Rows, row: int, masks: list[Tensor], x: Tensor
-) -> Tensor:
+    w: Mapping[str, Tensor], at: str, config: Any, rows: Rows, masks: list[Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
     heads, kv_heads, width = config.heads, config.kv_heads or config.heads, config.dim // config.heads
-    S = len(x)
+    B, S, _ = x.shape
 
     def norm(name: str, y: Tensor) -> Tensor:
-        return _each(masks, y, lambda g, part: _rms(part) * w[at + name][g])
+        return _each(masks, y, lambda g, part: _rms(part, config.norm_eps) * _own(w[at + name], g))
 
     y = x if config.norm == "after" else norm("attention_norm", x)
-    qkv = _each(masks, y, lambda g, part: part @ w[at + "qkv"][g].T).view(S, heads + 2 * kv_heads, width)
-    q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+    qkv = _each(masks, y, lambda g, part: part @ _own(w[at + "qkv"], g).T).view(B, S, heads + 2 * kv_heads, width)
+    q, k, v = qkv[:, :, :heads], qkv[:, :, heads : heads + kv_heads], qkv[:, :, heads + kv_heads :]
     if config.qk_norm:
         q, k = norm("q_norm", q), norm("k_norm", k)
+    mixed = torch.stack([_attention(config, at, rows, row, q[row], k[row], v[row]) for row in range(B)])
+    y = _each(masks, mixed, lambda g, part: part @ _own(w[at + "out"], g).T)
+    x = x + (norm("attention_norm", y) if config.norm == "after" else y)
+    if config.norm == "after":
+        y, uneven = _feed_forward(w, at, config, masks, x)
+        return x + norm("ffn_norm", y), uneven
+    y, uneven = _feed_forward(w, at, config, masks, norm("ffn_norm", x))
+    return x + y, uneven
+
+
+def _attention(config: Any, at: str, rows: Rows, row: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    S, heads, width = q.shape
     angle = torch.from_numpy(rows.position[row])[:, None] * config.rope_theta ** (
-        -torch.arange(0, width, 2, dtype=x.dtype) / width
+        -torch.arange(0, width, 2, dtype=q.dtype) / width
     )
     turn = torch.polar(torch.ones_like(angle), angle)[:, None]
 
@@ -240,36 +264,74 @@ def _layer(
         return torch.cat((turned.real, turned.imag), -1)
 
     q, k = rotate(q), rotate(k)
-    k, v = (z.repeat_interleave(heads // kv_heads, 1) for z in (k, v))
+    k, v = (z.repeat_interleave(heads // k.shape[1], 1) for z in (k, v))
     scores = torch.einsum("qhc,khc->hqk", q, k) / math.sqrt(width)
     document, block = rows.document[row], rows.block[row]
     causal = np.arange(S)[:, None] >= np.arange(S)[None]
     together = (block[:, None] == block[None]) & (block[:, None] > 0)
     seen = torch.from_numpy((document[:, None] == document[None]) & (causal | together))
-    mixed = torch.einsum("hqk,khc->qhc", scores.masked_fill(~seen, -math.inf).softmax(-1), v).reshape(S, -1)
-    y = _each(masks, mixed, lambda g, part: part @ w[at + "out"][g].T)
-    x = x + (norm("attention_norm", y) if config.norm == "after" else y)
+    if config.cross_layers is not None and int(at.split(".")[1]) not in config.cross_layers:
+        tower = torch.from_numpy(rows.tower[row])
+        seen &= tower[:, None] == tower[None]
+    return torch.einsum("hqk,khc->qhc", scores.masked_fill(~seen, -math.inf).softmax(-1), v).reshape(S, -1)
 
-    def swiglu(g: int, part: Tensor) -> Tensor:
-        gate, up = (part @ w[at + "gate_up"][g].T).chunk(2, -1)
-        return (gate * torch.sigmoid(gate) * up) @ w[at + "down"][g].T
 
-    if config.norm == "after":
-        return x + norm("ffn_norm", _each(masks, x, swiglu))
-    return x + _each(masks, norm("ffn_norm", x), swiglu)
+def _feed_forward(
+    w: Mapping[str, Tensor], at: str, config: Any, masks: list[Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(result, weighed unevenness); experts one by one, each on all rows, what it was not chosen for thrown away."""
+    uneven = x.new_zeros(())
+
+    def network(index: int, part: Tensor) -> Tensor:
+        gate, up = (part @ w[at + "gate_up"][index].T).chunk(2, -1)
+        return (gate * torch.sigmoid(gate) * up) @ w[at + "down"][index].T
+
+    if len(w[at + "gate_up"]) == 1:
+        return network(0, x), uneven
+    choices = [config.experts.get(name) for name in TOWERS[: len(masks)]]
+    y = torch.zeros_like(x)
+    first = first_router = 0
+    for mask, choice in zip(masks, choices, strict=True):
+        if choice is None:
+            y = y + network(first, x) * mask[..., None]
+            first += 1
+            continue
+        E = choice.count
+        chance = (x @ w[at + "router"][first_router : first_router + E].T).softmax(-1)
+        own = torch.where(mask[..., None], chance, -math.inf)
+        n = int(mask.sum())
+        for e in range(E):
+            if choice.routing == "expert":
+                best = own[..., e].reshape(-1).sort(descending=True, stable=True).indices[: -(-n // E)]
+                taken = torch.zeros(mask.numel(), dtype=torch.bool).index_fill(0, best, True).view(mask.shape)
+            else:
+                rank = (chance > chance[..., e : e + 1]).sum(-1)
+                taken = mask & (rank < choice.top)
+                load = taken.sum(1) / choice.top
+                of_row = mask.sum(1).clamp(min=1)
+                mean = (chance[..., e] * mask).sum(1)
+                uneven = uneven + choice.balance * E * (load * mean / of_row).sum()
+            y = y + torch.where(taken[..., None], chance[..., e : e + 1] * network(first + e, x), 0)
+        first, first_router = first + E, first_router + E
+    return y, uneven
+
+
+def _own(weight: Tensor, g: int) -> Tensor:
+    """Tower g's own, or the one that all share."""
+    return weight[g if len(weight) > 1 else 0]
 
 
 def _each(masks: list[Tensor], x: Tensor, work: Any) -> Tensor:
     """Gather each tower's rows by its boolean mask, work on them, scatter the results back."""
     parts = [(mask, work(g, x[mask])) for g, mask in enumerate(masks) if mask.any()]
-    y = x.new_zeros(len(x), *parts[0][1].shape[1:])
+    y = x.new_zeros(*masks[0].shape, *parts[0][1].shape[1:])
     for mask, part in parts:
         y = y.index_put((mask,), part)
     return y
 
 
-def _rms(x: Tensor) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+def _rms(x: Tensor, eps: float) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
 def _timestep(time: np.ndarray, dim: int) -> Tensor:

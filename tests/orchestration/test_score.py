@@ -112,7 +112,16 @@ def test_a_sheet_is_a_picture_that_equal_seeds_repeat(run: Path, tmp_path: Path,
 
 def test_the_label_tells_size_steps_data_and_draw(sampler: Sampler) -> None:
     told = label(sampler.trained, Sampling(seed=7, temperature=0.5), 5)
-    for word in ("chameleon", "2 towers", "3 steps", "codes", "first 5", "30 %", "seed 7", "temperature 0.5"):
+    for word in (
+        "chameleon",
+        "2 towers",
+        "3 steps",
+        "80 documents (emoji)",
+        "first 5",
+        "30 %",
+        "seed 7",
+        "temperature 0.5",
+    ):
         assert word in told
 
 

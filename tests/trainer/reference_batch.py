@@ -1,7 +1,8 @@
 """Batches made another way: whole-array operations of numpy on a table of segments, then a sort by tower.
 
     documents written down as spans --`documents_of`--> `Documents`
-    rows --`reference_batch`--> the `GroupedBatch` that `Renderer.batch` must give, bit by bit
+    rows --`uncaptioned`--> rows, some captions by themselves
+         --`reference_batch`--> the `GroupedBatch` that `Renderer.batch` must give, bit by bit
 
 Letters: P pieces, Z spans of those pieces, G segments (a marker, or the body of a span), L tokens in all, T places.
 """
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from motet.tokenizers.contract import Tokens
+from motet.tokenizers.contract import Tokens, content_hash
+from motet.trainer import loops
 from motet.trainer.batch import GroupedBatch
 from motet.trainer.corpus import Documents
+from motet.trainer.guidance import Dropout
 from motet.trainer.pieces import Rows
 from motet.trainer.render import Noise
 from motet.trainer.vocabulary import Towers, Vocabulary
@@ -45,6 +48,27 @@ def documents_of(vocabulary: Vocabulary, documents: Sequence[Sequence[tuple[str,
             [np.empty((0, vocabulary.latent_dim), np.float16), *(t.latents for m, t in spans if m == latent)]
         ),
     )
+
+
+def uncaptioned(rows: Rows, dropout: Dropout) -> Rows:
+    """The rows with the pieces cut that guidance dropout cuts, one piece after another."""
+    documents, cut = rows.documents, []
+    for row in rows.rows:
+        cut.append([])
+        for piece in row:
+            first = int(documents.span_D[piece.document])
+            kinds = documents.modality_S[first : first + int(documents.spans_D[piece.document])].tolist()
+            key = int(documents.key_D[piece.document]) ^ int(
+                content_hash("guidance", dropout.seed, piece.epoch)[:16], 16
+            )
+            chance = int(loops.scramble(np.array([key], np.uint64))[0]) / 2**64
+            marker = 1 + int(documents.length_S[first]) if kinds else 0
+            captioned = len(kinds) == 2 and kinds[0] == 0 and kinds[1] > 0 and not piece.flipped
+            if captioned and chance < dropout.share and piece.begin < marker < piece.end:
+                cut[-1] += [piece._replace(end=marker), piece._replace(begin=marker)]
+            else:
+                cut[-1].append(piece)
+    return Rows.of(documents, cut)
 
 
 def reference_batch(vocabulary: Vocabulary, towers: Towers, rows: Rows, sequence: int, noise: Noise) -> GroupedBatch:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.batch import GroupedBatch
+from motet.trainer.guidance import Dropout
 from motet.trainer.pieces import Piece, Rows
 from motet.trainer.render import Noise, Renderer
 from motet.trainer.vocabulary import Towers, Vocabulary
@@ -48,9 +49,14 @@ class Case:
     rows: Rows
     sequence: int
     noise: Noise
+    dropout: Dropout
+
+    @property
+    def renderer(self) -> Renderer:
+        return Renderer(self.vocabulary, self.towers, self.sequence, self.noise, self.dropout)
 
     def batch(self) -> GroupedBatch:
-        return Renderer(self.vocabulary, self.towers, self.sequence, self.noise).batch(self.rows)
+        return self.renderer.batch(self.rows)
 
 
 @st.composite
@@ -67,7 +73,8 @@ def cases(draw) -> Case:
         return modality, Tokens((length,), ids=values.integers(0, sizes).astype(np.int32))
 
     spans = st.tuples(st.sampled_from(vocabulary.modalities), st.integers(0, 7))
-    drawn = draw(st.lists(st.lists(spans, max_size=4), min_size=1, max_size=5))
+    captioned = st.tuples(st.tuples(st.just("text"), st.integers(0, 7)), spans)
+    drawn = draw(st.lists(st.lists(spans, max_size=4) | captioned, min_size=1, max_size=5))
     documents = reference.documents_of(vocabulary, [[span(*one) for one in spans] for spans in drawn])
     rows = []
     for _ in range(draw(st.integers(1, 4))):
@@ -82,14 +89,16 @@ def cases(draw) -> Case:
     longest = max(sum(piece.end - piece.begin for piece in row) for row in rows)
     sequence = max(longest + draw(st.integers(0, 3)), 1)
     noise = Noise(draw(st.integers(0, 3)), 1000)
-    return Case(vocabulary, Towers.of(vocabulary, mapping), Rows.of(documents, rows), sequence, noise)
+    dropout = Dropout(draw(st.integers(0, 3)), draw(st.sampled_from([0.0, 0.5, 1.0])))
+    return Case(vocabulary, Towers.of(vocabulary, mapping), Rows.of(documents, rows), sequence, noise, dropout)
 
 
 @given(cases())
 @settings(max_examples=300, deadline=None)
 def test_a_batch_is_what_whole_array_operations_make_of_the_rows(case):
     found = case.batch()
-    expected = reference.reference_batch(case.vocabulary, case.towers, case.rows, case.sequence, case.noise)
+    rows = reference.uncaptioned(case.rows, case.dropout)
+    expected = reference.reference_batch(case.vocabulary, case.towers, rows, case.sequence, case.noise)
     for field in dataclasses.fields(GroupedBatch):
         one, other = getattr(found, field.name), getattr(expected, field.name)
         if isinstance(other, torch.Tensor):
@@ -107,7 +116,7 @@ def test_counts_are_the_labels_and_latents_of_the_batch(case):
     expected = dict(zip(names, labels, strict=True))
     if case.vocabulary.latent_modality:
         expected["diffusion"] = len(batch.latent_row_N)
-    assert Renderer(case.vocabulary, case.towers, case.sequence, case.noise).counts(case.rows) == expected
+    assert case.renderer.counts(case.rows) == expected
 
 
 @given(cases())
@@ -141,13 +150,55 @@ def test_labels_are_the_next_token_of_the_document_unless_a_latent_is_involved(c
     assert batch.latent_row_N.tolist() == [row for row in range(len(order)) if block[row]]
 
 
+def in_sequence(batch: GroupedBatch, name: str) -> list[int]:
+    """A column of the first row of a batch, in sequence order."""
+    values = torch.empty_like(getattr(batch, name))
+    values[batch.order_T] = getattr(batch, name)
+    return values.tolist()
+
+
+@pytest.mark.parametrize(("flipped", "cut"), [(False, True), (True, False)])
+@pytest.mark.parametrize("vocabulary", [VOCABULARIES[1], VOCABULARIES[2]])
+def test_what_follows_a_dropped_caption_is_a_document_of_its_own(vocabulary, flipped, cut):
+    latent = vocabulary.latent_modality == "image"
+    picture = Tokens((4,), latents=np.ones((4, WIDTH), np.float16)) if latent else Tokens((4,), ids=np.arange(4))
+    documents = reference.documents_of(vocabulary, [[("text", Tokens((3,), ids=np.arange(3))), ("image", picture)]])
+    rows = Rows.of(documents, [(Piece(0, 0, 11, flipped, 0),)])
+    case = Case(vocabulary, Towers.of(vocabulary, {}), rows, 12, Noise(0, 1000), Dropout(0, 1.0))
+    ids, document, position, label = (
+        in_sequence(case.batch(), name) for name in ("ids_T", "document_T", "position_T", "labels_T")
+    )
+    if cut:
+        assert document == [1] * 4 + [2] * 7 + [0] and position == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 0]
+        assert (ids[0], ids[4], ids[9:11]) == (1, vocabulary.begin["image"], [vocabulary.end["image"], 2])
+        assert label[3] == -100 and label[9] == vocabulary.eos
+    else:
+        assert document == [1] * 11 + [0] and position == [*range(11), 0]
+
+
+def test_captions_are_dropped_as_often_as_told_whatever_stands_beside_them():
+    vocabulary = VOCABULARIES[1]
+    spans = [("text", Tokens((3,), ids=np.arange(3))), ("speech", Tokens((3,), ids=np.arange(3) % 2))]
+    documents = reference.documents_of(vocabulary, [spans] * 4000)
+    dropout = Dropout(5, 0.1)
+
+    def dropped(numbers, epoch):
+        rows = Rows.of(documents, [[Piece(d, 0, 10, False, epoch)] for d in numbers])
+        return [d for d, row in zip(numbers, dropout.cut(rows).rows, strict=True) if len(row) == 2]
+
+    first, second = (dropped(range(4000), epoch) for epoch in (0, 1))
+    assert all(340 < len(found) < 460 for found in (first, second))  # 400 within 3 standard deviations
+    assert 20 < len(set(first) & set(second)) < 65, "epochs are drawn anew"
+    assert dropped(range(3999, -1, -7), 0) == [d for d in range(3999, -1, -7) if d in set(first)]
+
+
 @pytest.mark.parametrize("lengths", [[5, 6], [5, 5, 1]])
 def test_a_row_that_is_too_long_is_refused(lengths):
     vocabulary = VOCABULARIES[0]
     words = [("text", Tokens((10,), ids=np.arange(10) % 9))]
     rows = Rows.of(reference.documents_of(vocabulary, [words]), [tuple(Piece(0, 0, n, False, 0) for n in lengths), ()])
     with pytest.raises(ValueError, match="a row holds more than 10 tokens"):
-        Case(vocabulary, Towers.of(vocabulary, {}), rows, 10, Noise(0, 1)).batch()
+        Case(vocabulary, Towers.of(vocabulary, {}), rows, 10, Noise(0, 1), Dropout()).batch()
 
 
 @given(cases())

@@ -11,7 +11,7 @@ import torch
 from motet.tokenizers.configuration import UserError
 from motet.trainer.checkpoint import latest, open_model
 from motet.trainer.corpus import Corpus
-from motet.trainer.diffusion import Schedule
+from motet.trainer.diffusion import Cosine
 from motet.trainer.evaluate import evaluate, source_table, table
 from motet.trainer.objective import losses
 from motet.trainer.pieces import Piece, Rows
@@ -72,7 +72,7 @@ def test_figures_are_what_they_say(config, trained):
         unigram[own].append(-math.log((seen[label] + 1) / (seen_of[own] + sizes[own])))
     with torch.no_grad():
         for batch in batches:
-            noisy = Schedule(1000).noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
+            noisy = Cosine(1000).noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
             scores = model.logits(model(batch, noisy)).log_softmax(-1)
             for row in batch.label_row_M.tolist():
                 label = int(batch.labels_T[row])

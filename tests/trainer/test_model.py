@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from motet.trainer.config import ModelConfig
 from motet.trainer.model import grouped
-from motet.trainer.model.mot import EPS, MoT
+from motet.trainer.model.float8 import float8_linear
+from motet.trainer.model.mot import MoT
 from motet.trainer.objective import losses
 
 ROOT = Path(__file__).parents[2]
@@ -25,19 +27,18 @@ VOCABULARY = 60
 
 
 def shape(**changes):
+    return ModelConfig(**dict(dim=32, layers=2, heads=4, kv_heads=2) | changes)
+
+
+def objective(**changes):
     values = dict(
-        dim=32, layers=2, heads=4, kv_heads=2, ffn=None, norm="after", qk_norm=True, rope_theta=1e4, towers={}
+        kind="chameleon", z_loss=1e-3, weights={"image": 0.5}, diffusion="ddpm", diffusion_weight=5.0, noise_steps=1000
     )
     return SimpleNamespace(**values | changes)
 
 
-def objective(**changes):
-    values = dict(kind="chameleon", z_loss=1e-3, weights={"image": 0.5}, diffusion_weight=5.0, noise_steps=1000)
-    return SimpleNamespace(**values | changes)
-
-
-def model_of(config, towers, latent_dim=0, seed=0):
-    model = MoT(config, [f"tower{i}" for i in range(towers)], VOCABULARY, latent_dim, seed).double()
+def model_of(config, towers, latent_dim=0, seed=0, vocabulary=VOCABULARY):
+    model = MoT(config, reference.TOWERS[:towers], vocabulary, latent_dim, seed).double()
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():  # gains and biases that are not all alike, so that a mixed-up one shows
         for name, weight in model.named_parameters():
@@ -60,6 +61,7 @@ CASES = {
     "three": ([1.0, 1.0, 1.0], 0),
     "two, latents": ([1.0, 1.0], 4),
     "three, latents": ([1.0, 1.0, 1.0], 4),
+    "three, latents, flow": ([1.0, 1.0, 1.0], 4),
     "three, one absent": ([1.0, 0.0, 1.0], 0),
     "three, latents absent": ([1.0, 1.0, 0.0], 4),
     "three, one token of one": ([1.0, 1.0, 1.0], 0),
@@ -74,8 +76,52 @@ def test_equals_a_plain_loop_over_modalities(case, norm):
     if case.endswith("one token of one"):
         rows = keep_one(rows, 2)
         assert (rows.tower == 2).sum() == 1
-    config, aim = shape(norm=norm), objective(kind="transfusion" if latent_dim else "chameleon")
-    model, batch = model_of(config, len(shares), latent_dim), reference.grouped(rows, dtype=torch.float64)
+    diffusion = "flow" if case.endswith("flow") else "ddpm"
+    model, batch = agree_with_a_plain_loop(shape(norm=norm), rows, latent_dim, diffusion=diffusion)
+    for tower, count in enumerate(batch.counts):
+        if not count:  # an absent tower gets a zero gradient, not none: parallel wrappers wait for every parameter
+            assert all(not w.grad[tower].any() for n, w in model.named_parameters() if n.startswith("blocks"))
+
+
+FAMILY = {
+    "dense": dict(untied=[]),
+    "feed-forward untied": dict(untied=["ffn"]),
+    "queries, keys, values untied": dict(untied=["qkv"]),
+    "all of attention untied": dict(untied=["qkv", "out"]),
+    "norms untied": dict(untied=["norms"]),
+    "norms shared": dict(untied=["qkv", "out", "ffn"]),
+    "no qk-norm": dict(qk_norm=False, kv_heads=None),
+    "towers cross in one layer": dict(cross_layers=[1], layers=3),
+    "towers never cross": dict(cross_layers=[]),
+    "text experts, token choice": dict(experts={"text": {"count": 4}}),
+    "two experts a token": dict(experts={"text": {"count": 4, "top": 2, "balance": 0.3}, "speech": {"count": 3}}),
+    "text experts, expert choice": dict(experts={"text": {"count": 4, "routing": "expert"}}),
+    "experts of a dense model": dict(experts={"text": {"count": 4, "routing": "expert"}}, untied=[]),
+    "everything": dict(
+        untied=["ffn", "norms"], cross_layers=[0], experts={"image": {"count": 2}}, ffn=48, norm_eps=1e-5
+    ),
+}
+
+
+@pytest.mark.parametrize("norm", ["after", "before"])
+@pytest.mark.parametrize("member", FAMILY)
+def test_every_member_of_the_family_equals_a_plain_loop(member, norm):
+    latent_dim = 4 if member == "everything" else 0
+    rows = reference.random_rows(
+        3, 3, 48, [1.0] * (1 if "dense model" in member else 3), VOCABULARY, latent_dim, span=8
+    )
+    if "expert" in member:  # equal tokens are equally likely up to rounding, and so would be chosen by chance
+        rows = replace(rows, ids=np.arange(rows.ids.size).reshape(rows.ids.shape))
+    for recompute in ("none", "ffn", "layer"):
+        agree_with_a_plain_loop(shape(norm=norm, **FAMILY[member]), rows, latent_dim, recompute)
+
+
+def agree_with_a_plain_loop(config, rows, latent_dim, recompute="none", diffusion="ddpm"):
+    """Losses and all gradients equal those of the float64 reference; (the model, the batch)."""
+    aim = objective(kind="transfusion" if latent_dim else "chameleon", diffusion=diffusion)
+    model = model_of(config, rows.towers, latent_dim, vocabulary=max(VOCABULARY, rows.ids.max() + 1))
+    batch = reference.grouped(rows, dtype=torch.float64)
+    model.recompute = recompute
     found = losses(model, batch, aim, reference.counts_of(rows))
     found.total.backward()
 
@@ -91,9 +137,25 @@ def test_equals_a_plain_loop_over_modalities(case, norm):
     for name, weight in model.named_parameters():
         expected = weights[name].grad if weights[name].grad is not None else torch.zeros_like(weight)
         torch.testing.assert_close(weight.grad, expected, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
-    for tower, count in enumerate(batch.counts):
-        if not count:  # an absent tower gets a zero gradient, not none: parallel wrappers wait for every parameter
-            assert all(not w.grad[tower].any() for n, w in model.named_parameters() if n.startswith("blocks"))
+    return model, batch
+
+
+def test_experts_that_do_not_fit_are_refused():
+    for experts, untied, words in (
+        ({"texts": {"count": 2}}, ["ffn"], "there is no tower texts; there are text, image"),
+        ({"text": {"count": 2}}, ["qkv"], "the towers share one feed-forward"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            MoT(shape(experts=experts, untied=untied), ["text", "image"], VOCABULARY)
+
+
+def test_presets_are_shapes_and_what_stands_beside_them_stays():
+    assert ModelConfig(preset="chameleon-443M", qk_norm=False) == ModelConfig(
+        dim=1024, layers=24, heads=16, qk_norm=False
+    )
+    assert ModelConfig(preset="transfusion-163M", layers=2).layers == 2
+    with pytest.raises(ValueError, match="chameleon-37M"):
+        ModelConfig(preset="chameleon-1B")
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -108,7 +170,7 @@ def test_one_tower_with_norms_before_is_llama(kv_heads):
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=kv_heads,
-            rms_norm_eps=EPS,
+            rms_norm_eps=config.norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4},
             tie_word_embeddings=False,
         )
@@ -209,21 +271,39 @@ def test_initial_weights_are_a_function_of_the_seed_and_start_near_the_uniform_l
         assert abs(float(loss.detach()) - np.log(VOCABULARY)) < 0.1
 
 
-def test_the_fused_grouped_product_equals_the_loop(monkeypatch):
-    if not hasattr(torch.nn.functional, "grouped_mm"):
-        pytest.skip("this torch has no grouped_mm")
+def test_eight_bits_stay_near_float32():
+    """Rows and weights have scales of their own: what is large elsewhere costs no digits here."""
     random = torch.Generator().manual_seed(0)
-    groups = grouped.Groups((5, 0, 11), torch.tensor([5, 5, 16], dtype=torch.int32))
-    x, weight, grad = (torch.randn(*s, generator=random) for s in ((16, 8), (3, 24, 8), (16, 24)))
-    results = []
-    for fused in (False, True):
-        monkeypatch.setattr(grouped, "has_fused_grouped_mm", lambda *_, fused=fused: fused)
-        leaves = [t.clone().requires_grad_() for t in (x, weight)]
-        y = grouped.grouped_linear(*leaves, groups)
-        y.backward(grad)
-        results.append((y, *(leaf.grad for leaf in leaves)))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    groups = grouped.Groups((5, 0, 1, 42), torch.tensor([5, 5, 6, 48], dtype=torch.int32))
+    x, weight, grad = (torch.randn(*s, generator=random) for s in ((48, 64), (4, 32, 64), (48, 32)))
+    x *= torch.logspace(-3, 3, 48)[:, None]
+    weight *= torch.logspace(-2, 2, 32)[:, None]
+    leaves = [t.clone().requires_grad_() for t in (x, weight)]
+    y = float8_linear(*leaves, groups)
+    y.backward(grad.to(y.dtype))
+    exact = [t.clone().requires_grad_() for t in (x, weight)]
+    true = grouped.grouped_linear(*exact, groups)
+    true.backward(grad)
+    assert y.dtype is torch.bfloat16
+    for tower, rows in groups.slices():
+        size = x[rows].norm(dim=1)[:, None] * weight[tower].norm(dim=1)[None]
+        assert ((y - true)[rows].abs() / size).max() < 0.02
+    for ours, theirs, bound in zip(leaves, exact, (0.06, 0.01), strict=True):
+        assert (ours.grad - theirs.grad).norm() / theirs.grad.norm() < bound
+    assert not leaves[1].grad[1].any()
+
+
+def test_a_model_in_eight_bits_stays_near_one_in_float32():
+    rows = reference.random_rows(0, 2, 64, [1.0, 1.0, 1.0], VOCABULARY, 4)
+    model, batch = MoT(shape(), ["a", "b", "c"], VOCABULARY, 4), reference.grouped(rows)
+    aim, counts = objective(kind="transfusion"), reference.counts_of(rows)
+    exact = losses(model, batch, aim, counts).total.detach()
+    model.use_float8()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = losses(model, batch, aim, counts).total
+    rough.backward()
+    assert float(rough.detach()) == pytest.approx(float(exact), rel=0.03) and rough.item() != exact.item()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_bf16_stays_near_float32():

@@ -65,7 +65,7 @@ class Fixed(torch.nn.Module):
         self.latent_out = torch.nn.Linear(hidden.shape[1], latent_dim, bias=False).double()
         self.rows = slice(None)
 
-    def forward(self, batch, noisy=None):
+    def forward(self, batch, noisy, balance):
         return self.hidden[self.rows]
 
 
@@ -81,7 +81,7 @@ def batch_of(rows, random):
         label_modality_T=modality,
         label_row_M=(modality >= 0).nonzero().squeeze(-1),
         latent_row_N=latent,
-        latents_ND=noise * 0,
+        latents_ND=torch.randn(len(latent), 3, generator=random, dtype=torch.float64),
         noise_ND=noise,
         time_N=torch.zeros(len(latent), dtype=torch.int64),
         modalities=("text", "image"),
@@ -104,12 +104,18 @@ def part_of(batch, begin, end):
     )
 
 
-def test_losses_of_micro_batches_add_up_to_the_global_mean():
+@pytest.mark.parametrize("diffusion", ["ddpm", "flow"])
+def test_losses_of_micro_batches_add_up_to_the_global_mean(diffusion):
     random = torch.Generator().manual_seed(1)
     batch = batch_of(60, random)
     model = Fixed(torch.randn(60, 8, generator=random, dtype=torch.float64), 20, 3)
     config = SimpleNamespace(
-        kind="transfusion", z_loss=0.0, weights={"image": 0.25}, diffusion_weight=5.0, noise_steps=100
+        kind="transfusion",
+        z_loss=0.0,
+        weights={"image": 0.25},
+        diffusion=diffusion,
+        diffusion_weight=5.0,
+        noise_steps=100,
     )
     counts = {"text": int((batch.label_modality_T == 0).sum()), "image": int((batch.label_modality_T == 1).sum())}
     counts["diffusion"] = len(batch.latent_row_N)
@@ -127,7 +133,8 @@ def test_losses_of_micro_batches_add_up_to_the_global_mean():
     labels = counts["text"] + counts["image"]
     rows = [batch.label_modality_T == m for m in (0, 1)]
     nats = [F.cross_entropy(scores[r], batch.labels_T[r], reduction="sum") for r in rows]
-    error = F.mse_loss(model.hidden[batch.latent_row_N] @ model.latent_out.weight.T, batch.noise_ND)
+    target = batch.noise_ND - batch.latents_ND if diffusion == "flow" else batch.noise_ND
+    error = F.mse_loss(model.hidden[batch.latent_row_N] @ model.latent_out.weight.T, target)
     torch.testing.assert_close(whole.total, (nats[0] + 0.25 * nats[1]) / labels + 5 * error)
 
 
@@ -136,7 +143,9 @@ def test_nothing_to_learn_gives_zero_with_gradients():
     batch.latent_row_N, batch.noise_ND = batch.latent_row_N[:0], batch.noise_ND[:0]
     batch.latents_ND, batch.time_N = batch.latents_ND[:0], batch.time_N[:0]
     model = Fixed(torch.zeros(1, 8, dtype=torch.float64), 20, 3)
-    config = SimpleNamespace(kind="transfusion", z_loss=0.1, weights={}, diffusion_weight=5.0, noise_steps=100)
+    config = SimpleNamespace(
+        kind="transfusion", z_loss=0.1, weights={}, diffusion="ddpm", diffusion_weight=5.0, noise_steps=100
+    )
     found = objective.losses(model, batch, config, {"text": 4, "diffusion": 4})
     found.total.backward()
     assert float(found.total.detach()) == 0

@@ -146,9 +146,10 @@ def test_a_restart_at_any_step_goes_on_with_the_same_batches(corpus):
             assert all(same(a, b) for a, b in zip(again.micro_batches(step, 1, 2, 2), undisturbed[step], strict=True))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("long", ["split", "truncate"])
-def test_counts_are_the_labels_of_the_global_batch(corpus, vocabulary, long):
-    stream = stream_of(corpus, long=long, sequence=64)
+def test_counts_are_the_labels_of_the_global_batch(corpus, vocabulary, long, dropout):
+    stream = stream_of(corpus, long=long, sequence=64, guidance_dropout=dropout)
     for step in range(10):
         found = Counter(dict.fromkeys([*vocabulary.modalities, "diffusion"], 0))
         for batch in stream.micro_batches(step, micro_rows=2):
@@ -157,6 +158,22 @@ def test_counts_are_the_labels_of_the_global_batch(corpus, vocabulary, long):
             found["diffusion"] += len(batch.latent_row_N)
         assert stream.counts(step) == found
     assert found["image"] == 0 and min(found[m] for m in ("text", "speech", "diffusion")) > 0
+
+
+def test_dropped_captions_change_no_token_and_follow_the_document_over_ranks(corpus):
+    whole, dropped = stream_of(corpus), stream_of(corpus, guidance_dropout=0.5)
+    documents = 0
+    for step in range(6):
+        kept, cut = (stream.micro_batches(step, micro_rows=8)[0] for stream in (whole, dropped))
+        assert all(torch.equal(getattr(kept, f), getattr(cut, f)) for f in ("ids_T", "order_T", "time_N", "noise_ND"))
+        documents += int(cut.document_T.max() - kept.document_T.max())
+        rows = {}
+        for rank in range(4):
+            mine = dropped.share(step, rank, 4)
+            rows |= dict(zip(mine, dropped.micro_batches(step, rank, 4), strict=True))
+        positions = [in_sequence(rows[row], rows[row].position_T) for row in range(8)]
+        assert in_sequence(cut, cut.position_T).tolist() == np.concatenate(positions).tolist()
+    assert documents > 10
 
 
 def test_sizes_that_do_not_divide_are_refused_with_those_that_do(corpus):
@@ -246,7 +263,8 @@ def test_held_out_batches_are_one_fixed_pass(dataset, vocabulary):
     found = batches()
     assert all(batch.rows == 4 for batch in found)
     assert sum(int((b.ids_T == vocabulary.bos).sum()) for b in found) == len(corpus.all())
-    assert all(same(a, b) for a, b in zip(found, batches(weights={"emoji": 1}), strict=True))
+    changed = batches(weights={"emoji": 1}, guidance_dropout=1.0)
+    assert all(same(a, b) for a, b in zip(found, changed, strict=True))
     assert all(same(a, b) for a, b in zip(batches(limit=8), found[:2], strict=True))
     (filled,) = batches(limit=3)
     assert filled.rows == 4 and (in_sequence(filled, filled.document_T)[-200:] == 0).all()

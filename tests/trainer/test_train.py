@@ -113,6 +113,12 @@ def test_a_folder_belongs_to_one_configuration(train_config, tmp_path, change, t
     assert told in str(error.value)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it")
+def test_eight_bits_are_refused_where_nothing_multiplies_them(train_config, tmp_path):
+    with pytest.raises(UserError, match="precision: float8: this machine has no GPU that multiplies in eight bits"):
+        train(train_config(precision="float8"), tmp_path)
+
+
 def test_other_folders_are_left_alone(train_config, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()

@@ -9,6 +9,7 @@ import pytest
 from motet.pipeline.manifest import Manifest
 from motet.tokenizers.configuration import UserError
 from motet.trainer import metrics, plan
+from motet.trainer.checkpoint import open_model
 from motet.trainer.forecast import forecast
 from motet.trainer.records import LostBatches
 from motet.trainer.run import Run
@@ -79,6 +80,9 @@ def test_a_forecast_is_what_training_then_sees(train_config, tmp_path):
     assert set(told["imbalance"]) == {"1", "2", "4"} and told["imbalance"]["1"] == [1.0, 1.0]
     assert all(1 <= median <= worst < 1.5 for median, worst in told["imbalance"].values())
     assert forecast(config, 1000)["steps"] == 40
+    model = open_model(tmp_path / "run").model
+    assert told["parameters"] == sum(weight.numel() for weight in model.parameters()) > told["active"]
+    assert told["towers"] == list(model.towers)
 
 
 def test_damaged_held_out_documents_are_left_out_of_evaluation_only(

@@ -7,6 +7,7 @@ The real pictures are decoded from their own tokens: better than that no model o
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import textwrap
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from motet.orchestration.samples import Sampler
 from motet.tokenizers.contract import Tokens
 from motet.trainer.checkpoint import Trained
 from motet.trainer.generate import Sampling
+from motet.trainer.records import Records
 
 SIDE, GAP, LINE, COLUMNS = 112, 12, 15, 4
 """Pixels: a picture, the space around it, a line of text; examples in a row."""
@@ -65,13 +67,13 @@ def label(trained: Trained, sampling: Sampling, count: int) -> str:
     """What a reader has to know to judge samples: the model, what it learnt from, how they were drawn."""
     config, state = trained.config, trained.state
     weights = sum(weight.numel() for weight in trained.model.parameters())
-    data = ", ".join(Path(path).name for path in config.data.paths)
+    records = Records.of(config.data, config.data.paths)
+    drawn = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in dataclasses.asdict(sampling).items())
     return (
-        f"{config.objective.kind}, {weights / 1e6:.1f} million weights, {len(trained.towers)} towers of {config.model.layers} layers "
-        f"and width {config.model.dim}; {state.step:,} steps, {state.tokens:,} tokens of {data}. Drawn, not selected: the first "
-        f"{count} of the held-out documents ({100 * config.data.holdout:g} % of all, by content hash), one draw each: seed {sampling.seed}, "
-        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-        + (f", {sampling.steps} denoising steps." if trained.vocabulary.latent_modality else ".")
+        f"{config.objective.kind}, {weights / 1e6:.1f} million weights, {len(trained.towers)} towers of "
+        f"{config.model.layers} layers and width {config.model.dim}; {state.step:,} steps, {state.tokens:,} tokens, "
+        f"from {records.begin[-1]:,} documents ({', '.join(records.sources)}). Drawn, not selected: the first {count} of the "
+        f"held-out documents ({100 * config.data.holdout:g} % of all, by content hash), one draw each: {drawn}."
     )
 
 
@@ -116,7 +118,7 @@ def _row(examples: Sequence[_Example]) -> Image.Image:
     above = [_lines([e.above], INK, width=CELL) for e in examples]
     beside = [_lines(e.beside, INK, width=SIDE + GAP) for e in examples]
     head, foot = max(part.height for part in above), max(SIDE, *(part.height for part in beside))
-    made = Image.new("RGB", (COLUMNS * CELL, head + foot), PAPER)
+    made = Image.new("RGB", (COLUMNS * CELL, head + foot + GAP // 2), PAPER)
     for n, example in enumerate(examples):
         left = n * CELL
         made.paste(above[n], (left, head - above[n].height))

@@ -153,7 +153,10 @@ def open_model(path: Path) -> Trained:
 
 def new_model(config: TrainConfig, vocabulary: Vocabulary, towers: Towers) -> MoT:
     """The model of a run before its first step: a pure function of the configuration and the vocabulary."""
-    return MoT(config.model, towers.names, vocabulary.size, vocabulary.latent_dim, config.seed)
+    try:
+        return MoT(config.model, towers.names, vocabulary.size, vocabulary.latent_dim, config.seed)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
 
 
 def _complete(out: Path) -> list[Path]:

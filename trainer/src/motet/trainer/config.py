@@ -17,6 +17,8 @@ from pydantic import Field, field_validator, model_validator
 
 from motet.tokenizers.configuration import Settings, load_config
 
+from . import presets
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -53,6 +55,7 @@ class DataConfig(Settings):
         edits: changes at a step; a run may go on with further ones.
         caption_first: how often a captioned picture or recording stands after its caption (generation); else before it
             (captioning).
+        guidance_dropout: how often what stands after its caption is learnt without it, so that generation can be guided.
         shuffle: how many blocks of 512 documents are shuffled together; None = all documents of a source. A few dozen keep
             what is read at a time small, where shards are far away.
         long: what becomes of documents longer than a row: cut off, or split over several rows.
@@ -67,6 +70,7 @@ class DataConfig(Settings):
     modality_weights: dict[str, Weight] = Field(default_factory=dict)
     edits: list[Edit] = Field(default_factory=list)
     caption_first: Share = 0.5
+    guidance_dropout: Share = 0.0
     shuffle: Count | None = None
     long: Literal["truncate", "split"] = "truncate"
     max_lost: Share = 0.001
@@ -80,8 +84,8 @@ class DataConfig(Settings):
 
     @property
     def unweighed(self) -> DataConfig:
-        """For one pass over the datasets of the beginning."""
-        return self.model_copy(update={"weights": {}, "modality_weights": {}, "edits": []})
+        """For one pass over the datasets of the beginning, each document whole."""
+        return self.model_copy(update={"weights": {}, "modality_weights": {}, "edits": [], "guidance_dropout": 0.0})
 
     @field_validator("edits")
     @classmethod
@@ -95,15 +99,43 @@ class DataConfig(Settings):
         return _weighed_one_way(self)
 
 
+class Experts(Settings):
+    """Experts in the feed-forward of a tower, instead of one network.
+
+    Attributes:
+        count: how many, each as wide as the feed-forward.
+        routing: `token`: each token takes its `top` likeliest experts (arXiv 2101.03961); `expert`: each expert takes the
+            1/count of the tower's tokens that suit it best (arXiv 2202.09368), as in MoT's MoE-4x. That choice looks at
+            later tokens too, so such a model can be trained and evaluated, but not generate.
+        top: experts of a token. balance: weight of the loss that keeps them evenly used, packed row by row (arXiv
+            2412.19437, Eq. 17-20). Both only where tokens choose.
+    """
+
+    count: Annotated[int, Field(ge=2)]
+    routing: Literal["token", "expert"] = "token"
+    top: Count = 1
+    balance: Weight = 0.01
+
+    @model_validator(mode="after")
+    def _enough(self) -> Experts:
+        if self.top > self.count:
+            raise ValueError(f"top {self.top} is more than count {self.count}")
+        return self
+
+
 class ModelConfig(Settings):
     """The Mixture-of-Transformers (arXiv 2411.04996).
 
     Attributes:
-        dim: D, width of the residual stream. layers, heads: how many.
+        dim: D, width of the residual stream. layers, heads: how many. `preset: NAME` stands for these three (`presets`).
         kv_heads: heads of keys and values (grouped-query attention); None = as many as `heads`.
         ffn: width inside the feed-forward; None = 8D/3, rounded up as in the paper.
         towers: tower of each modality; one left out has a tower of its own. All the same name = a dense model.
+        untied: which weights each tower has of its own; what is left out is shared by all towers.
+        experts: experts in the feed-forward of a tower, by the tower's name.
+        cross_layers: layers, from 0, in which towers attend to one another; in the others each only to itself. None = all.
         norm: norms `after` each sub-layer, as in the paper, or `before` it, as in Llama.
+        norm_eps: added to the mean square in every norm.
         qk_norm: normalise queries and keys.
         rope_theta: base of the rotary positions.
     """
@@ -114,9 +146,18 @@ class ModelConfig(Settings):
     kv_heads: Count | None = None
     ffn: Count | None = None
     towers: dict[str, str] = Field(default_factory=dict)
+    untied: tuple[Literal["qkv", "out", "ffn", "norms"], ...] = ("qkv", "out", "ffn", "norms")
+    experts: dict[str, Experts] = Field(default_factory=dict)
+    cross_layers: list[Annotated[int, Field(ge=0)]] | None = None
     norm: Literal["after", "before"] = "after"
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     qk_norm: bool = True
     rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, data: Any) -> Any:
+        return presets.filled_in(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
@@ -124,6 +165,10 @@ class ModelConfig(Settings):
             raise ValueError(f"dim {self.dim} must be a multiple of 2 * heads = {2 * self.heads}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        if self.cross_layers and max(self.cross_layers) >= self.layers:
+            raise ValueError(
+                f"cross_layers: there is no layer {max(self.cross_layers)}: they count from 0 to layers - 1"
+            )
         return self
 
 
@@ -134,13 +179,15 @@ class ObjectiveConfig(Settings):
         kind: `chameleon`: the next token of every discrete modality; `transfusion`: that, and the noise in latents.
         z_loss: weight of log(Z)^2 of the softmax.
         weights: weight of a modality's labels; 1 for those left out.
+        diffusion: `ddpm`: the noise is predicted, on the cosine schedule, as in Transfusion; `flow`: rectified flow.
         diffusion_weight: lambda of Transfusion (arXiv 2408.11039), section 3.
-        noise_steps: diffusion steps of the noise schedule.
+        noise_steps: how many steps there are between clean latents and noise.
     """
 
     kind: Literal["chameleon", "transfusion"] = "chameleon"
     z_loss: Weight = 0.0
     weights: dict[str, Weight] = Field(default_factory=dict)
+    diffusion: Literal["ddpm", "flow"] = "ddpm"
     diffusion_weight: Weight = 5.0
     noise_steps: Count = 1000
 
@@ -176,7 +223,10 @@ class TrainConfig(Settings):
         seed: of the weights, the order of documents and the noise.
         threads: CPU threads of each worker; None = torch's choice for this machine. Results depend on it in the last
             bits, so a run resumes with the number it began with.
-        precision: of matrix products; weights and their sums are float32 either way.
+        precision: of matrix products; weights and their sums are float32 either way. `float8` is for the layers' products on
+            GPUs that have it (Ada, Hopper and later); the heads' are then bfloat16.
+        recompute: what the backward pass computes again instead of keeping it: nothing, each layer's feed-forward, or whole
+            layers. Less memory, more arithmetic, the same results.
         checkpoint_every: steps between checkpoints; one is always written at the end.
         keep: how many of the latest checkpoints stay.
         evaluate_every: steps between looks at held-out data; 0 = never.
@@ -194,7 +244,8 @@ class TrainConfig(Settings):
     micro_rows: Count
     seed: int = 0
     threads: Count | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float8"] = "float32"
+    recompute: Literal["none", "ffn", "layer"] = "none"
     checkpoint_every: Count = 100
     keep: Count = 2
     evaluate_every: Annotated[int, Field(ge=0)] = 0
@@ -219,7 +270,7 @@ class TrainConfig(Settings):
 
 
 MAY_CHANGE = {
-    *("checkpoint_every", "keep", "evaluate_every", "evaluate_rows", "launcher", "workers", "micro_rows"),
+    *("checkpoint_every", "keep", "evaluate_every", "evaluate_rows", "launcher", "workers", "micro_rows", "recompute"),
     *("data.paths", "data.edits", "data.max_lost", "data.cache", "data.cache_gigabytes"),
 }
 """Fields that a run may be continued with other values of: none of them changes what the steps before learned.

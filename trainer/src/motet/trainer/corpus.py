@@ -66,10 +66,10 @@ class Documents:
     @cached_property
     def captioned_D(self) -> np.ndarray:
         """bool: documents of two spans, a text and then something else: those whose order may be turned round."""
-        two_D = self.spans_D == 2
-        first_D = np.where(two_D, self.span_D, 0)
-        text_S = self.modality_S == 0
-        return two_D & text_S[first_D] & ~text_S[first_D + two_D]
+        found_D = self.spans_D == 2
+        first, text_S = self.span_D[found_D], self.modality_S == 0
+        found_D[found_D] = text_S[first] & ~text_S[first + 1]
+        return found_D
 
     @classmethod
     def joined(cls, tables: Sequence[Documents]) -> Documents:

@@ -1,9 +1,12 @@
-"""Denoising diffusion on latents, as in Transfusion (arXiv 2408.11039, section 3) and DDPM (arXiv 2006.11239).
+"""Clean latents to noise and back: the two processes that a model of latents can be trained on.
 
-    training:  clean latents + noise --`Schedule.noisy`, step t--> noisy latents --model--> predicted noise
+    training:  clean latents + noise --`noisy`, step t--> noisy latents --model--> a prediction, compared with `target`
     sampling:  noise --`sample`: n calls of the model, t falling--> clean latents
 
-Steps run from 0 (almost clean) to steps-1 (almost pure noise). Latents are expected to have a variance near one.
+At every step noisy = alpha * clean + sigma * noise. `Cosine` keeps the variance (alpha^2 + sigma^2 = 1) and the model
+predicts the noise, as in DDPM and Transfusion; `Flow` goes from one to the other in a straight line (alpha + sigma = 1)
+and the model predicts its direction. Steps run from 0 (almost clean) to steps-1 (pure noise, or almost). Latents are
+expected to have a variance near one.
 
 Letters: N latent patches, L width of one latent.
 """
@@ -11,28 +14,43 @@ Letters: N latent patches, L width of one latent.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 MAX_BETA = 0.999
+LARGEST = 4.0
+"""Clean latents that `Cosine` finds are clamped to so many standard deviations."""
 
 
-class Schedule:
-    """The cosine schedule (arXiv 2102.09672, Eq. 17): how much of the clean signal is left after each step."""
+class Process(ABC):
+    """How much of the clean latents and of the noise there is at each step; what the model predicts.
 
-    def __init__(self, steps: int):
-        self.steps = steps
-        t = torch.arange(steps + 1, dtype=torch.float64) / steps
-        left = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
-        self.kept = (1 - (1 - left[1:] / left[:-1]).clamp(max=MAX_BETA)).cumprod(0)
-        """alpha-bar of each step, [steps], float64 on the host."""
+    Args:
+        alpha, sigma: share of the clean latents and of the noise at each step, [steps], float64 on the host.
+    """
+
+    def __init__(self, alpha: Tensor, sigma: Tensor):
+        self.alpha, self.sigma, self.steps = alpha, sigma, len(alpha)
+
+    @abstractmethod
+    def target(self, clean_NL: Tensor, noise_NL: Tensor) -> Tensor:
+        """What the model is to predict."""
+
+    @abstractmethod
+    def clean(self, noisy: Tensor, predicted: Tensor, time: int) -> Tensor:
+        """The clean latents that follow from a prediction at step `time`."""
 
     def noisy(self, clean_NL: Tensor, noise_NL: Tensor, time_N: Tensor) -> Tensor:
-        """sqrt(alpha-bar) clean + sqrt(1 - alpha-bar) noise, each patch at its own step."""
-        kept_N1 = self.kept.to(clean_NL.device, non_blocking=True)[time_N].unsqueeze(-1)
-        return kept_N1.sqrt().to(clean_NL.dtype) * clean_NL + (1 - kept_N1).sqrt().to(clean_NL.dtype) * noise_NL
+        """The mixture alpha * clean + sigma * noise, each patch at its own step."""
+        alpha_N1, sigma_N1 = (
+            each.to(clean_NL.device, non_blocking=True)[time_N].unsqueeze(-1).to(clean_NL.dtype)
+            for each in (self.alpha, self.sigma)
+        )
+        return alpha_N1 * clean_NL + sigma_N1 * noise_NL
 
     def sample(
         self,
@@ -42,19 +60,63 @@ class Schedule:
         generator: torch.Generator | None = None,
         eta: float = 0.0,
     ) -> Tensor:
-        """Latents from noise in `steps` calls of `predict(noisy, t) -> predicted noise` (DDIM, arXiv 2010.02502, Eq. 12).
+        """Latents from noise in `steps` calls of `predict(noisy, time)`, spread evenly over the steps.
 
-        `eta` 0 is deterministic given the noise; 1 draws as DDPM does. Clean latents are clamped to four standard
-        deviations at every step, because near pure noise a small error of the prediction is divided by almost zero.
+        `eta` 0 is deterministic given the noise: DDIM (arXiv 2010.02502, Eq. 12), which is Euler's method where noisy
+        latents move in a straight line. 1 draws from the process's own posterior, as DDPM does.
         """
-        x = noise
-        times = torch.linspace(self.steps - 1, 0, min(steps, self.steps)).round().long().tolist()
+        x, steps = noise, min(steps, self.steps)
+        times = [round(self.steps * (steps - i) / steps) - 1 for i in range(steps)]
         for time, after in zip(times, [*times[1:], -1], strict=True):
-            kept, target = float(self.kept[time]), float(self.kept[after]) if after >= 0 else 1.0
-            clean = ((x - math.sqrt(1 - kept) * predict(x, time)) / math.sqrt(kept)).clamp(-4, 4)
-            direction = (x - math.sqrt(kept) * clean) / math.sqrt(1 - kept)
-            spread = eta * math.sqrt((1 - target) / (1 - kept) * (1 - kept / target))
-            x = math.sqrt(target) * clean + math.sqrt(max(1 - target - spread**2, 0.0)) * direction
+            alpha, sigma = float(self.alpha[time]), float(self.sigma[time])
+            alpha_after, sigma_after = (
+                (float(self.alpha[after]), float(self.sigma[after])) if after >= 0 else (1.0, 0.0)
+            )
+            clean = self.clean(x, predict(x, time), time)
+            direction = (x - alpha * clean) / sigma
+            spread = eta * sigma_after * math.sqrt(max(1 - (alpha / alpha_after * sigma_after / sigma) ** 2, 0.0))
+            x = alpha_after * clean + math.sqrt(max(sigma_after**2 - spread**2, 0.0)) * direction
             if spread:
                 x = x + spread * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         return x
+
+
+class Cosine(Process):
+    """The cosine schedule (arXiv 2102.09672, Eq. 17) with prediction of the noise (DDPM, arXiv 2006.11239, Eq. 14)."""
+
+    def __init__(self, steps: int):
+        t = torch.arange(steps + 1, dtype=torch.float64) / steps
+        left = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
+        kept = (1 - (1 - left[1:] / left[:-1]).clamp(max=MAX_BETA)).cumprod(0)
+        super().__init__(kept.sqrt(), (1 - kept).sqrt())
+
+    def target(self, clean_NL: Tensor, noise_NL: Tensor) -> Tensor:
+        """The noise."""
+        return noise_NL
+
+    def clean(self, noisy: Tensor, predicted: Tensor, time: int) -> Tensor:
+        """Clamped: near pure noise a small error of the prediction is divided by almost zero."""
+        found = (noisy - float(self.sigma[time]) * predicted) / float(self.alpha[time])
+        return found.clamp(-LARGEST, LARGEST)
+
+
+class Flow(Process):
+    """Rectified flow (arXiv 2209.03003, Eq. 1): step i is at time t = (i+1)/steps of the line (1-t) clean + t noise."""
+
+    def __init__(self, steps: int):
+        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        super().__init__(1 - t, t)
+
+    def target(self, clean_NL: Tensor, noise_NL: Tensor) -> Tensor:
+        """The direction of the line, towards the noise."""
+        return noise_NL - clean_NL
+
+    def clean(self, noisy: Tensor, predicted: Tensor, time: int) -> Tensor:
+        """Where the line begins."""
+        return noisy - float(self.sigma[time]) * predicted
+
+
+@cache
+def process(kind: str, steps: int) -> Process:
+    """The process that `objective.diffusion` names: `ddpm` or `flow`."""
+    return {"ddpm": Cosine, "flow": Flow}[kind](steps)

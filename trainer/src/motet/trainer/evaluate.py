@@ -7,8 +7,9 @@
 The unigram entropy is the loss of a model without context that knows how often each id is a label in the training split
 (plus one), and is told the label's modality and codebook, which the trained model is not. `top1` and `top5` are told them
 too: how often the label is the likeliest, or one of the five likeliest ids of its codebook. `diffusion` is the squared
-error of the predicted noise: 1 for a model that predicts none. Bits per byte compare models whose tokenizers differ: they
-are the nats of text ids over the bytes which these ids stand for; markers stand for none, and are left out.
+error of what is predicted of a latent; for noise, 1 of a model that predicts none. Bits per byte compare models whose
+tokenizers differ: they are the nats of text ids over the bytes which these ids stand for; markers stand for none, and are
+left out.
 
 Letters: M labels, N latents, V ids of the vocabulary, S sources.
 """

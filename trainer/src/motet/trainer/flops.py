@@ -5,7 +5,8 @@ Profilers count grouped products as nothing, so the numbers come from the shapes
     forward per token = 2 (L (2 D H C + 2 D K C + 3 D F) + V D) + 4 s L H C,    training = 3 x forward
 
 with s the mean number of keys that a position sees: short packed documents make attention cheap, and it is counted so.
-Towers multiply parameters, not arithmetic: each token passes through one.
+Towers multiply parameters, not arithmetic: each token passes through one. A tower with E experts has E times its
+feed-forward, a router of E x D, and the arithmetic of the router and of as many experts as a token takes.
 
 Letters: D model width, L layers, H heads, K key heads, C head width, F feed-forward width, V vocabulary, G towers.
 """
@@ -13,13 +14,14 @@ Letters: D model width, L layers, H heads, K key heads, C head width, F feed-for
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
-from .model.mot import feed_forward_width
+from .model.mot import feed_forward_width, own
 
 if TYPE_CHECKING:
     from .batch import GroupedBatch
@@ -31,25 +33,20 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters: `body` of one tower's matrices in all layers, `embedding` in and out, `gains` of the norms,
-    `latent` of what carries latents in and out; `total` of the model with `towers` towers, `active` what one token uses.
+    """Numbers of parameters.
+
+    Attributes:
+        body: of the matrices in all layers of a dense model of the same shape, without experts.
+        embedding: in and out. gains: of the dense model's norms. latent: of what carries latents in and out.
+        total: all of the model's. active: those that one token can meet.
     """
 
     body: int
     embedding: int
     gains: int
     latent: int
-    towers: int
-
-    @property
-    def total(self) -> int:
-        """All parameters."""
-        return self.towers * (self.body + self.gains) + self.embedding + self.latent
-
-    @property
-    def active(self) -> int:
-        """Parameters that one token can meet: those of a dense model of the same shape."""
-        return self.body + self.gains + self.embedding + self.latent
+    total: int
+    active: int
 
 
 def pair_cost(config: ModelConfig, vocabulary: int) -> float:
@@ -58,12 +55,20 @@ def pair_cost(config: ModelConfig, vocabulary: int) -> float:
     return 4 * config.layers * D / (2 * (config.layers * _layer(config) + vocabulary * D))
 
 
-def parameters(config: ModelConfig, towers: int, vocabulary: int, latent_dim: int = 0) -> Parameters:
-    """Parameters of a model, by kind."""
-    D, C = config.dim, config.dim // config.heads
-    gains = D + config.layers * (2 * D + (2 * C if config.qk_norm else 0))
+def parameters(config: ModelConfig, towers: Sequence[str], vocabulary: int, latent_dim: int = 0) -> Parameters:
+    """Parameters of a model whose towers have these names."""
+    D, C, L = config.dim, config.dim // config.heads, config.layers
     latent = 2 * D * latent_dim + 2 * (D * D + D) if latent_dim else 0
-    return Parameters(config.layers * _layer(config), 2 * vocabulary * D, gains, latent, towers)
+    embedding = 2 * vocabulary * D
+    gains = D + L * (2 * D + (2 * C if config.qk_norm else 0))
+    qkv, out, ffn = _matrices(config)
+    more = [_more(config, name) for name in towers[: own(config, towers, "ffn")]]
+    total = own(config, towers, "qkv") * L * qkv + own(config, towers, "out") * L * out
+    total += sum(L * (each.networks * ffn + each.router) for each in more)
+    total += own(config, towers, "norms") * gains + embedding + latent
+    met = max(L * ((each.taken - 1) * ffn + each.router) for each in more)
+    body = L * (qkv + out + ffn)
+    return Parameters(body, embedding, gains, latent, total, body + gains + embedding + latent + met)
 
 
 def forward_flops(config: ModelConfig, vocabulary: int, keys: float, labels: float = 1.0) -> float:
@@ -92,11 +97,15 @@ def mean_visible_keys(batch: GroupedBatch) -> float:
     return float((batch.position_T + 1).sum() + ahead) / max(len(batch.position_T), 1)
 
 
-def batch_flops(config: ModelConfig, vocabulary: int, batch: GroupedBatch) -> float:
-    """FLOPs of training on one batch (on the host)."""
+def batch_flops(config: ModelConfig, vocabulary: int, batch: GroupedBatch, towers: Sequence[str]) -> float:
+    """FLOPs of training on one batch (on the host) of a model whose towers have these names."""
     tokens = len(batch.ids_T)
     share = len(batch.label_row_M) / max(tokens, 1)
-    return tokens * training_flops(config, vocabulary, mean_visible_keys(batch), share)
+    more = [_more(config, name) for name in towers[: own(config, towers, "ffn")]]
+    counts = batch.counts if len(more) > 1 else (tokens,)
+    ffn = _matrices(config)[2]
+    extra = sum(n * (each.router + (each.taken - 1) * ffn) for n, each in zip(counts, more, strict=True))
+    return tokens * training_flops(config, vocabulary, mean_visible_keys(batch), share) + 3 * 2 * config.layers * extra
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,27 @@ def peak(device: str, dtype: torch.dtype, threads: int) -> Peak | None:
 
 def _layer(config: ModelConfig) -> int:
     """Parameters in the matrices of one layer of one tower."""
+    return sum(_matrices(config))
+
+
+def _matrices(config: ModelConfig) -> tuple[int, int, int]:
+    """Parameters of one layer's (queries, keys and values; what mixes heads; feed-forward) of one tower."""
     D, C = config.dim, config.dim // config.heads
     heads, kv_heads = config.heads, config.kv_heads or config.heads
-    return 2 * D * heads * C + 2 * D * kv_heads * C + 3 * D * feed_forward_width(config)
+    return D * (heads + 2 * kv_heads) * C, D * heads * C, 3 * D * feed_forward_width(config)
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """A tower's feed-forward: how many networks, how many of them a token takes, and the router's parameters in a layer."""
+
+    networks: int
+    taken: int
+    router: int
+
+
+def _more(config: ModelConfig, tower: str) -> _Networks:
+    experts = config.experts.get(tower)
+    if experts is None:
+        return _Networks(1, 1, 0)
+    return _Networks(experts.count, experts.top if experts.routing == "token" else 1, experts.count * config.dim)

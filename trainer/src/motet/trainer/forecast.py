@@ -1,4 +1,4 @@
-"""What a configuration will see, before anything is paid for: mixture, padding, epochs, balance.
+"""What a configuration will see, before anything is paid for: the model's size, mixture, padding, epochs, balance.
 
     train.yaml + indexes --plan of the first steps--> shares of sources and modalities, padding, epochs, cost per rank
 
@@ -16,10 +16,10 @@ import numpy as np
 from .balance import costs, shares
 from .config import TrainConfig
 from .corpus import Corpus
-from .flops import pair_cost
+from .flops import pair_cost, parameters
 from .plan import Plan, by_modality
 from .records import Records
-from .vocabulary import Vocabulary
+from .vocabulary import Towers, Vocabulary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,13 +31,17 @@ def forecast(config: TrainConfig, steps: int) -> dict[str, Any]:
     """What the first `steps` steps (at most the run's) hold.
 
     Returns `steps`, `tokens` (without padding), `padding` (a fraction), `run_tokens` (of all steps, as these go on);
+    `towers`, `parameters` and `active` (those that one token can meet) of the model;
     `sources`: of each its `documents` and `tokens` there are, its `share` of the tokens that are seen, and `epochs` in the
     whole run; `modalities`: the `share` of each; `imbalance`: for every number of ranks that the rows divide into, the cost
     of the dearest rank over the mean, as [median, worst] of the steps. UserError as training would raise it.
     """
     data, records = config.data, Records.of(config.data, config.data.all_paths)
     plan = Plan(Corpus(records, "train", data.holdout), data, config.rows, config.seed)
-    pair = pair_cost(config.model, Vocabulary.of(records.tokenizers).size)
+    vocabulary = Vocabulary.of(records.tokenizers)
+    towers = Towers.of(vocabulary, config.model.towers).names
+    size = parameters(config.model, towers, vocabulary.size, vocabulary.latent_dim)
+    pair = pair_cost(config.model, vocabulary.size)
     steps = min(steps, config.steps)
     worlds = [world for world in RANKS if config.rows % (world * config.micro_rows) == 0]
     by_source: Counter[str] = Counter()
@@ -71,6 +75,9 @@ def forecast(config: TrainConfig, steps: int) -> dict[str, Any]:
         "tokens": tokens,
         "padding": 1 - tokens / (steps * config.rows * data.sequence),
         "run_tokens": tokens * config.steps // steps,
+        "towers": towers,
+        "parameters": size.total,
+        "active": size.active,
         "sources": sources,
         "modalities": {m: int(n) / tokens for m, n in zip(records.modalities, seen_M, strict=True)},
         "imbalance": {world: [float(np.median(found)), max(found)] for world, found in dearest.items()},

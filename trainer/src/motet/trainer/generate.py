@@ -1,30 +1,34 @@
-"""From a prompt of any modalities to one span more: text, codes of a picture, codes of speech, latents of a picture.
+"""From a prompt of any modalities to further spans: text, codes of pictures and speech, latents of pictures.
 
-    prompt spans --laid out as in training--> `Context` (keys and values kept)
-        text, speech:     one id at a time until the end marker, at most `limit` frames
+    prompt spans --laid out as in training--> `Draft` (keys and values kept) --span by span--> `Tokens`, as the modality's
+                                                                                      tokenizer would have made them
+        text, speech:     one id at a time until the model ends the span, at most `limit` frames
         picture as codes: one id at a time, exactly `shape`
-        latents:          noise --`steps` denoising calls that see the prompt--> exactly `shape`
-    -> `Tokens`, as the modality's tokenizer would have made them
+        latents:          noise --`steps` denoising calls that see all before--> exactly `shape`
 
-Only ids that may come next are scored: a modality's codes cycle through its codebooks, its end marker may come where a
-frame is full. Several prompts for the same modality run as one batch.
+What was generated stays in the context, and the next span goes on from there. Only ids that may come next are scored: a
+modality's codes cycle through its codebooks, its end marker may come where a frame is full, and between spans come the
+markers of those that are wanted. Several prompts for the same spans run as one batch.
 
 Letters: B prompts, n positions, L width of one latent, V ids that are allowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import Tokens
 
-from .diffusion import Schedule
-from .model.cache import Context
+from .diffusion import process
+from .draft import Draft, Stretch
 from .model.mot import MoT
 from .vocabulary import TEXT, Towers, Vocabulary
 
@@ -40,7 +44,9 @@ class Sampling:
         top_p: draw among the likeliest ids that together have this probability (arXiv 1904.09751).
         seed: equal seeds give equal results, for the same prompts in the same batch.
         steps: denoising calls for latents.
-        eta: noise added between them: 0 as in DDIM, 1 as in DDPM.
+        eta: noise added between them: 0 as in DDIM and Euler's method, 1 as in DDPM.
+        guidance: how far to go from what the model says without the prompt to what it says with it, and beyond; 1 = no
+            guidance. Of all modalities but text, and of use only to models trained with `data.guidance_dropout`.
     """
 
     temperature: float = 1.0
@@ -48,17 +54,41 @@ class Sampling:
     seed: int = 0
     steps: int = 50
     eta: float = 0.0
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A span to generate: of just this `shape`, the grid of tokens, or of at most `limit` frames (text: ids)."""
+
+    modality: str
+    shape: tuple[int, ...] | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.shape is None) == (self.limit is None):
+            raise ValueError("give either shape or limit")
+
+    def positions(self, books: int) -> int:
+        """The most positions that its codes or latents take, with so many codebooks."""
+        return math.prod(self.shape) if self.shape is not None else (self.limit or 0) * books
 
 
 class Generator:
-    """A trained model that continues prompts; `noise_steps` is the schedule's length in training."""
+    """A trained model that continues prompts; `noise_steps` and `diffusion` are those of its `objective`."""
 
-    def __init__(self, model: MoT, vocabulary: Vocabulary, towers: Towers, noise_steps: int = 1000):
+    def __init__(
+        self, model: MoT, vocabulary: Vocabulary, towers: Towers, noise_steps: int = 1000, diffusion: str = "ddpm"
+    ):
+        if any(experts.routing == "expert" for experts in model.config.experts.values()):
+            raise UserError(
+                "this model's experts choose their tokens among later ones too, which are not there yet when generating; "
+                "train with `routing: token` to generate"
+            )
         self.model, self.vocabulary = model.eval(), vocabulary
         self._tower = dict(zip(vocabulary.modalities, towers.of_modality, strict=True))
-        self._schedule = Schedule(noise_steps)
+        self._process = process(diffusion, noise_steps)
 
-    @torch.no_grad()
     def continue_(
         self,
         prompts: Sequence[Sequence[Span]],
@@ -67,140 +97,167 @@ class Generator:
         shape: tuple[int, ...] | None = None,
         limit: int | None = None,
         sampling: Sampling = Sampling(),
-        progress: Callable[[int, int], None] | None = None,
     ) -> list[Tokens]:
-        """One span of `modality` after each prompt.
+        """One span of `modality` after each prompt; see `Wanted`."""
+        found = self.interleave(prompts, [Wanted(modality, shape, limit)], sampling)
+        return [tokens for ((_, tokens),) in found]
 
-        Give `shape`, the grid of tokens, where the size is fixed (pictures), or `limit`, the most frames (text: ids)
-        until the model ends the span itself. `progress(done, all)` is called after each call of the model.
+    @torch.no_grad()
+    def interleave(
+        self, prompts: Sequence[Sequence[Span]], plan: Sequence[Wanted], sampling: Sampling = Sampling()
+    ) -> list[list[Span]]:
+        """The spans of `plan`, in its order, after each prompt; each span sees the prompt and those before it.
+
+        A text ends where the model opens the next span, the last one where it ends the document, or at the limit.
         """
-        if (shape is None) == (limit is None):
-            raise ValueError("give either shape or limit")
-        laid = [_Prompt.of(prompt, modality, self.vocabulary, self._tower) for prompt in prompts]
-        report = progress or (lambda done, every: None)
-        if modality == self.vocabulary.latent_modality:
-            if shape is None:
-                raise ValueError("latents need a shape")
-            return self._latents(laid, modality, shape, sampling, report)
-        return self._codes(laid, modality, shape, limit, sampling, report)
+        if any(one.modality == other.modality == TEXT for one, other in pairwise(plan)):
+            raise ValueError("two texts in a row are one text: ask for one with a higher limit")
+        draft, random = self._begin(prompts, plan, sampling)
+        found: list[list[Span]] = [[] for _ in prompts]
+        for wanted, after in zip(plan, [*plan[1:], None], strict=True):
+            if wanted.modality == TEXT:
+                stop = self.vocabulary.begin[after.modality] if after else self.vocabulary.eos
+                tokens_B, _ = self._codes(draft, wanted, [stop], sampling, random)
+            else:
+                tokens_B = self._marked(draft, wanted, sampling, random)
+            for spans, tokens in zip(found, tokens_B, strict=True):
+                spans.append((wanted.modality, tokens))
+        return found
+
+    @torch.no_grad()
+    def continue_freely(
+        self, prompt: Sequence[Span], choices: Sequence[Wanted], most: int, sampling: Sampling = Sampling()
+    ) -> list[Span]:
+        """One to `most` spans after a prompt, of which the model itself chooses the modalities, among one choice for each.
+
+        It goes on until it ends the document; a text that follows a text in the prompt continues it.
+        """
+        wanted = {each.modality: each for each in choices}
+        opens = {self.vocabulary.begin[modality]: modality for modality in wanted if modality != TEXT}
+        eos = self.vocabulary.eos
+        draft, random = self._begin([prompt], [each for each in choices for _ in range(most)], sampling)
+        found: list[Span] = []
+        while len(found) < most:
+            stop, border = -1, [*opens, *([eos] if found else [])]
+            if TEXT in wanted:
+                (text,), (stop,) = self._codes(draft, wanted[TEXT], [*opens, eos], sampling, random, border)
+                found += [(TEXT, text)] if len(text) else []
+            if len(found) == most or stop == eos:
+                break
+            if stop < 0:
+                (stop,) = self._draw(draft, [(id_, id_ + 1) for id_ in (*opens, eos)], sampling, random)
+            if stop == eos:
+                break
+            modality = opens[stop]
+            found.append((modality, self._marked(draft, wanted[modality], sampling, random)[0]))
+        return found
+
+    def _begin(
+        self, prompts: Sequence[Sequence[Span]], plan: Sequence[Wanted], sampling: Sampling
+    ) -> tuple[Draft, torch.Generator]:
+        """A draft that has room for the plan, and the source of randomness."""
+        latent = self.vocabulary.latent_modality
+        if any(wanted.modality == latent and wanted.shape is None for wanted in plan):
+            raise ValueError("latents need a shape")
+        guided = any(wanted.modality != TEXT for wanted in plan)
+        room = sum(wanted.positions(len(self.vocabulary.base[wanted.modality])) + 3 for wanted in plan) + 1
+        draft = Draft(self.model, [*map(self._lay_out, prompts)], room, sampling.guidance if guided else 1.0)
+        return draft, torch.Generator().manual_seed(sampling.seed)
+
+    def _lay_out(self, spans: Sequence[Span]) -> list[Stretch]:
+        """`bos` and the spans, each but text between its markers."""
+        vocabulary = self.vocabulary
+        stretches = [self._marker(vocabulary.bos)]
+        for modality, tokens in spans:
+            tower = self._tower[modality]
+            if tokens.latents is not None:
+                body = self._patches(modality, tokens.latents)
+            else:
+                body = Stretch(vocabulary.ids(modality, np.asarray(tokens.ids)), tower)
+            if modality == TEXT:
+                stretches.append(body)
+            else:
+                markers = vocabulary.begin[modality], vocabulary.end[modality]
+                stretches += [self._marker(markers[0]), body, self._marker(markers[1])]
+        return stretches
+
+    def _marker(self, id_: int) -> Stretch:
+        return Stretch(np.array([id_]), self._tower[TEXT])
+
+    def _patches(self, modality: str, latents_NL: np.ndarray) -> Stretch:
+        return Stretch(np.full(len(latents_NL), self.vocabulary.pad), self._tower[modality], latents_NL)
+
+    def _marked(self, draft: Draft, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
+        """A span between its markers, of every document."""
+        begin, end = self.vocabulary.begin[wanted.modality], self.vocabulary.end[wanted.modality]
+        draft.open(self._marker(begin))
+        if wanted.modality == self.vocabulary.latent_modality:
+            tokens_B = self._latents(draft, wanted, sampling, random)
+        else:
+            tokens_B, _ = self._codes(draft, wanted, [end], sampling, random)
+        draft.close(self._marker(end))
+        return tokens_B
 
     def _codes(
         self,
-        prompts: list[_Prompt],
-        modality: str,
-        shape: tuple[int, ...] | None,
-        limit: int | None,
+        draft: Draft,
+        wanted: Wanted,
+        stops: Sequence[int],
         sampling: Sampling,
-        report: Callable[[int, int], None],
-    ) -> list[Tokens]:
-        bases = self.vocabulary.base[modality]
-        sizes = self.vocabulary.tokenizers[modality].codebooks
-        stop = self.vocabulary.eos if modality == TEXT else self.vocabulary.end[modality]
-        room = int(np.prod(shape)) if shape else (limit or 0) * len(bases)
-        random = torch.Generator().manual_seed(sampling.seed)
-        context, hidden_BD = self._begin(prompts, room)
-        tower_B1 = np.full((len(prompts), 1), self._tower[modality])
-        drawn: list[np.ndarray] = []
-        live_B = np.ones(len(prompts), bool)
-        ends_B = np.full(len(prompts), room)
+        random: torch.Generator,
+        at_once: Sequence[int] = (),
+    ) -> tuple[list[Tokens], list[int]]:
+        """Codes for every document, and which of `stops` ended each, -1 = none; `at_once` may come before any code."""
+        modality = wanted.modality
+        bases, sizes = self.vocabulary.base[modality], self.vocabulary.tokenizers[modality].codebooks
+        room = wanted.positions(len(bases))
+        drawn_Bn = np.zeros((draft.documents, room), np.int64)
+        end_B, stop_B = np.full(draft.documents, room), np.full(draft.documents, -1)
         for i in range(room):
             k = i % len(bases)
-            ranges = [(bases[k], bases[k] + sizes[k])]
-            if shape is None and k == 0 and i:
-                ranges.append((stop, stop + 1))
-            allowed_V = np.concatenate([np.arange(*r) for r in ranges])
-            scores_BV = torch.cat([self.model.logits(hidden_BD, *r) for r in ranges], dim=-1)
-            ids_B = allowed_V[_draw(scores_BV, sampling, random)]
-            stopped_B = live_B & (ids_B == stop)
-            ends_B[stopped_B], live_B = i, live_B & ~stopped_B
-            report(i + 1, room)
-            if not live_B.any():
+            may_stop = () if wanted.shape is not None or k else stops if i else at_once
+            ranges = [(bases[k], bases[k] + sizes[k]), *((id_, id_ + 1) for id_ in may_stop)]
+            ids_B = drawn_Bn[:, i] = self._draw(draft, ranges, sampling, random)
+            stopped_B = (stop_B < 0) & np.isin(ids_B, stops)
+            end_B[stopped_B], stop_B[stopped_B] = i, ids_B[stopped_B]
+            if (stop_B >= 0).all():
                 break
-            drawn.append(np.where(live_B, ids_B, bases[k]))
-            if i + 1 < room:
-                hidden_BD = context.extend(drawn[-1][:, None], tower_B1)[:, -1]
-        ids_Bn = np.stack(drawn, axis=1) if drawn else np.zeros((len(prompts), 0), np.int64)
-        found = [self.vocabulary.codes(modality, ids[:end]) for ids, end in zip(ids_Bn, ends_B, strict=True)]
+            tower = self._tower[modality]
+            draft.write(
+                [Stretch(ids_B[b : b + 1], tower) if stop < 0 else None for b, stop in enumerate(stop_B.tolist())]
+            )
+        found = [self.vocabulary.codes(modality, ids[:end]) for ids, end in zip(drawn_Bn, end_B, strict=True)]
         grid = (lambda n: (n,)) if modality == TEXT else (lambda n: (n // len(bases), len(bases)))
-        return [Tokens(shape or grid(len(codes)), ids=codes) for codes in found]
+        return [Tokens(wanted.shape or grid(len(codes)), ids=codes) for codes in found], stop_B.tolist()
 
-    def _latents(
-        self,
-        prompts: list[_Prompt],
-        modality: str,
-        shape: tuple[int, ...],
-        sampling: Sampling,
-        report: Callable[[int, int], None],
-    ) -> list[Tokens]:
-        B, n = len(prompts), int(np.prod(shape))
-        context, _ = self._begin(prompts, n)
-        ids_Bn, block_Bn = np.full((B, n), self.vocabulary.pad), np.ones((B, n), np.int64)
-        tower_Bn = np.full((B, n), self._tower[modality])
-        calls = 0
+    def _latents(self, draft: Draft, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
+        """Latents for every document, which are written to it clean: at diffusion step 0, as prompts are read."""
+        assert wanted.shape is not None
+        modality, tower = wanted.modality, self._tower[wanted.modality]
+        dtype = torch.promote_types(self.model.embedding.weight.dtype, torch.float32)
+        noise_BnL = torch.randn(
+            draft.documents, math.prod(wanted.shape), self.vocabulary.latent_dim, generator=random
+        ).to(dtype)
+        clean_BnL = self._process.sample(
+            lambda noisy_BnL, time: draft.predict(noisy_BnL, time, tower).to("cpu", dtype),
+            noise_BnL,
+            sampling.steps,
+            random,
+            sampling.eta,
+        )
+        found = [Tokens(wanted.shape, latents=each_NL.numpy().astype(np.float16)) for each_NL in clean_BnL]
+        draft.write([self._patches(modality, np.asarray(tokens.latents)) for tokens in found])
+        return found
 
-        def predict(noisy_BnL: Tensor, time: int) -> Tensor:
-            nonlocal calls
-            hidden_BnD = context.extend(ids_Bn, tower_Bn, block_Bn, noisy_BnL, time, keep=False)
-            calls += 1
-            report(calls, min(sampling.steps, self._schedule.steps))
-            assert self.model.latent_out is not None
-            return self.model.latent_out(hidden_BnD).float().cpu()
-
-        random = torch.Generator().manual_seed(sampling.seed)
-        noise_BnL = torch.randn(B, n, self.vocabulary.latent_dim, generator=random)
-        clean_BnL = self._schedule.sample(predict, noise_BnL, sampling.steps, random, sampling.eta)
-        return [Tokens(shape, latents=latents.numpy().astype(np.float16)) for latents in clean_BnL]
-
-    def _begin(self, prompts: list[_Prompt], room: int) -> tuple[Context, Tensor]:
-        """A context that has read the prompts, and the hidden state [B, D] at the end of each."""
-        length_B = np.array([len(p.ids) for p in prompts])
-        n, B = int(length_B.max()), len(prompts)
-        context = Context(self.model, B, n + room)
-        ids_Bn, tower_Bn, block_Bn = (np.zeros((B, n), np.int64) for _ in range(3))
-        latents_BnL = torch.zeros(B, n, self.vocabulary.latent_dim)
-        for row, prompt in enumerate(prompts):
-            for whole, part in ((ids_Bn, prompt.ids), (tower_Bn, prompt.tower), (block_Bn, prompt.block)):
-                whole[row, : len(part)] = part
-            latents_BnL[row, torch.from_numpy(np.flatnonzero(prompt.block))] = torch.from_numpy(prompt.latents)
-        latents = latents_BnL if block_Bn.any() else None
-        hidden_BnD = context.extend(ids_Bn, tower_Bn, block_Bn, latents, length_B=length_B)
-        last_B = torch.from_numpy(length_B - 1).to(hidden_BnD.device)
-        return context, hidden_BnD[torch.arange(B, device=hidden_BnD.device), last_B]
+    def _draw(
+        self, draft: Draft, ranges: Sequence[tuple[int, int]], sampling: Sampling, random: torch.Generator
+    ) -> np.ndarray:
+        """One of the ids in these ranges for every document."""
+        allowed_V = np.concatenate([np.arange(*each) for each in ranges])
+        return allowed_V[_chosen(draft.scores(ranges), sampling, random)]
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """One prompt in sequence order: ids, tower and block of each position, and the latents float32 [N, L]."""
-
-    ids: np.ndarray
-    tower: np.ndarray
-    block: np.ndarray
-    latents: np.ndarray
-
-    @classmethod
-    def of(cls, spans: Sequence[Span], after: str, vocabulary: Vocabulary, tower: dict[str, int]) -> _Prompt:
-        """`bos`, the spans, and the marker that opens a span of modality `after`."""
-        pieces: list[tuple[Sequence[int] | np.ndarray, int, int]] = [([vocabulary.bos], tower[TEXT], 0)]
-        latents: list[np.ndarray] = [np.zeros((0, vocabulary.latent_dim), np.float32)]
-        for number, (modality, tokens) in enumerate(spans, 1):
-            if tokens.ids is not None and modality == TEXT:
-                pieces.append((vocabulary.ids(TEXT, tokens.ids), tower[TEXT], 0))
-                continue
-            pieces.append(([vocabulary.begin[modality]], tower[TEXT], 0))
-            if tokens.ids is not None:
-                pieces.append((vocabulary.ids(modality, tokens.ids), tower[modality], 0))
-            if tokens.latents is not None:
-                pieces.append(([vocabulary.pad] * len(tokens), tower[modality], number))
-                latents.append(tokens.latents.astype(np.float32))
-            pieces.append(([vocabulary.end[modality]], tower[TEXT], 0))
-        if after != TEXT:
-            pieces.append(([vocabulary.begin[after]], tower[TEXT], 0))
-        ids = np.concatenate([np.asarray(ids, np.int64) for ids, _, _ in pieces])
-        towers, blocks = (np.concatenate([np.full(len(p[0]), p[i], np.int64) for p in pieces]) for i in (1, 2))
-        return cls(ids, towers, blocks, np.concatenate(latents))
-
-
-def _draw(scores_BV: Tensor, sampling: Sampling, random: torch.Generator) -> np.ndarray:
+def _chosen(scores_BV: Tensor, sampling: Sampling, random: torch.Generator) -> np.ndarray:
     """Index of one column per row."""
     scores_BV = scores_BV.float().cpu()
     if sampling.temperature == 0:

@@ -1,7 +1,7 @@
-"""What a step minimises: the next token of every discrete modality, and the noise in the latents.
+"""What a step minimises: the next token of every discrete modality, and the error of denoising the latents.
 
     batch --model--> hidden_TD --rows with a label--> `linear_cross_entropy` --> nats by the label's modality
-                              --rows with latents--> predicted noise --> squared error
+                              --rows with latents--> prediction of the noise or flow --> squared error
 
 `kind: chameleon` (arXiv 2405.09818) has the first term only; `kind: transfusion` (arXiv 2408.11039) adds
 `diffusion_weight` times the second. Each sum is divided by the counts of the *global* batch, so that adding up the
@@ -12,16 +12,16 @@ Letters: T rows of the batch, M rows with a label, D model width, V vocabulary, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .diffusion import Schedule
+from . import kernels
+from .diffusion import process
 from .model.grouped import compute_dtype
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ DIFFUSION = "diffusion"
 
 CHUNK_LOGITS = 1 << 22
 """How many scores are held at once: 16 MB in float32."""
+
+GPU_CHUNK_LOGITS = 1 << 28
+"""The same on a GPU, which only large products fill: half a GB in bf16."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,15 @@ def losses(
     diffuse = config.kind == "transfusion" and bare.latent_in is not None
     noisy_NL = None
     if diffuse:
-        noisy_NL = _schedule(config.noise_steps).noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
-    hidden_TD = model(batch, noisy_NL)
-
+        diffusion = process(config.diffusion, config.noise_steps)
+        noisy_NL = diffusion.noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
     names = batch.modalities
     labels = max(sum(counts.get(name, 0) for name in names), 1)
-    scale = torch.tensor([config.weights.get(name, 1.0) / labels for name in names], dtype=hidden_TD.dtype)
+    hidden_TD = model(batch, noisy_NL, 1 / labels)
+
+    scale = torch.stack([hidden_TD.new_full((), config.weights.get(name, 1.0) / labels) for name in names])
     modality_M = batch.label_modality_T[batch.label_row_M].long()
-    scale_M = scale.to(hidden_TD.device, non_blocking=True)[modality_M]
+    scale_M = scale[modality_M]
     hidden_MD, label_M = hidden_TD.index_select(0, batch.label_row_M), batch.labels_T[batch.label_row_M]
     total, nats_M = linear_cross_entropy(hidden_MD, bare.head.weight, label_M, scale_M, config.z_loss)
     rank_M = label_ranks(hidden_MD, bare.head.weight, label_M, ranges) if ranges else None
@@ -91,8 +95,9 @@ def losses(
 
     if diffuse:
         predicted_NL = bare.latent_out(hidden_TD.index_select(0, batch.latent_row_N))
-        wrong_NL = F.mse_loss(predicted_NL.to(hidden_TD.dtype), batch.noise_ND.to(hidden_TD.dtype), reduction="none")
-        error_N = wrong_NL.mean(-1)
+        target_NL = diffusion.target(batch.latents_ND, batch.noise_ND)
+        error_NL = F.mse_loss(predicted_NL.to(hidden_TD.dtype), target_NL.to(hidden_TD.dtype), reduction="none")
+        error_N = error_NL.mean(-1)
         error = error_N.sum()
         sums[DIFFUSION], terms[DIFFUSION] = error.detach(), zero.new_full((), len(error_N))
         total = total + config.diffusion_weight * error / max(counts.get(DIFFUSION, 0), 1)
@@ -144,27 +149,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
         M, V = hidden_MD.shape[0], weight_VD.shape[0]
-        step = max(CHUNK_LOGITS // V, 16)
+        step = max((GPU_CHUNK_LOGITS if hidden_MD.is_cuda else CHUNK_LOGITS) // V, 16)
         low_MD, low_VD, scale_M = hidden_MD.detach().to(dtype), weight_VD.detach().to(dtype), scale_M.to(wide)
         loss_M = torch.empty(M, dtype=wide, device=hidden_MD.device)
         nats_M = torch.empty_like(loss_M)
         dhidden_MD = torch.empty_like(low_MD) if learn else None
         dweight_VD = torch.zeros_like(weight_VD, dtype=wide) if learn else None
-        low_CV = torch.empty(min(step, M), V, dtype=dtype, device=hidden_MD.device)  # these two serve every chunk:
-        wide_CV = low_CV if dtype is wide else torch.empty_like(low_CV, dtype=wide)  # fresh memory would cost as much
-        for begin in range(0, M, step):  # as the products
+        low_CV = torch.empty(min(step, M), V, dtype=dtype, device=hidden_MD.device)  # serves every chunk: fresh memory
+        softmax_gradient_ = _softmax_of(low_CV)  # would cost as much as the products
+        for begin in range(0, M, step):
             rows = slice(begin, min(begin + step, M))
-            low, scores = low_CV[: rows.stop - begin], wide_CV[: rows.stop - begin]
-            scores.copy_(torch.mm(low_MD[rows], low_VD.t(), out=low))
-            index, scale = label_M[rows].unsqueeze(-1), scale_M[rows].unsqueeze(-1)
-            top, of_label = scores.amax(-1, keepdim=True), scores.gather(-1, index)
-            z = scores.sub_(top).exp_().sum(-1, keepdim=True)
-            log_z = z.log().add_(top)
-            nats_M[rows] = (log_z - of_label).squeeze(-1)
-            loss_M[rows] = nats_M[rows] + z_loss * log_z.squeeze(-1).square()
+            low = torch.mm(low_MD[rows], low_VD.t(), out=low_CV[: rows.stop - begin])
+            nats_M[rows], loss_M[rows] = softmax_gradient_(low, label_M[rows], scale_M[rows], z_loss, learn)
             if dhidden_MD is not None and dweight_VD is not None:
-                scores.mul_(scale * (1 + 2 * z_loss * log_z) / z).scatter_add_(-1, index, -scale)
-                low.copy_(scores)
                 torch.mm(low, low_VD, out=dhidden_MD[rows])
                 if dtype is wide:
                     dweight_VD.addmm_(low.t(), low_MD[rows])
@@ -191,6 +188,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-@cache
-def _schedule(steps: int) -> Schedule:
-    return Schedule(steps)
+def _softmax_of(low_CV: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What turns scores into their gradient in place and tells (nats_C, loss_C), for chunks in this memory.
+
+    `kernels.cross_entropy` on a GPU; elsewhere torch, in memory of a wider type that serves every chunk too.
+    """
+    if kernels.usable(low_CV):
+        from .kernels import cross_entropy
+
+        return cross_entropy.softmax_gradient_
+    wide = torch.promote_types(low_CV.dtype, torch.float32)
+    wide_CV = low_CV if low_CV.dtype is wide else torch.empty_like(low_CV, dtype=wide)
+
+    def softmax_gradient_(
+        low: Tensor, label_C: Tensor, scale_C: Tensor, z_loss: float, learn: bool
+    ) -> tuple[Tensor, Tensor]:
+        scores = wide_CV[: len(low)].copy_(low)
+        index, scale = label_C.unsqueeze(-1), scale_C.unsqueeze(-1)
+        top, of_label = scores.amax(-1, keepdim=True), scores.gather(-1, index)
+        z = scores.sub_(top).exp_().sum(-1, keepdim=True)
+        log_z = z.log().add_(top)
+        nats = log_z - of_label
+        if learn:
+            scores.mul_(scale * (1 + 2 * z_loss * log_z) / z).scatter_add_(-1, index, -scale)
+            low.copy_(scores)
+        return nats.squeeze(-1), (nats + z_loss * log_z.square()).squeeze(-1)
+
+    return softmax_gradient_

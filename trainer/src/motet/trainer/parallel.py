@@ -70,12 +70,13 @@ def gathered(mine: Any, world: int) -> list[Any]:
 
 def any_of(mine: bool, world: int) -> bool:
     """Whether it is so on any rank."""
-    return bool(add_up(torch.tensor(int(mine), device=_device()), world))
+    return bool(add_up(torch.tensor(int(mine)), world))
 
 
 def add_up(values: Tensor, world: int) -> Tensor:
-    """The sum over ranks, in place; int64 wraps round."""
+    """The sum over ranks, where they exchange tensors; int64 wraps round. With one rank, `values` as they are."""
     if world > 1:
+        values = values.to(_device())
         dist.all_reduce(values)
     return values
 

@@ -1,6 +1,7 @@
 """The collate: from rows of pieces of documents to a batch, born grouped by tower.
 
-    rows --`segments.lay_out`--> segments --`segments.count`--> how many tokens each tower gets, how many labels there are
+    rows --`Dropout.cut`--> rows, some captions by themselves
+         --`segments.lay_out`--> segments --`segments.count`--> how many tokens each tower gets, how many labels there are
          --memory of just that size, pinned if there is a GPU--`segments.write`--> ids, positions, labels, ...
          --picture by picture--> latents in float32, their noise and its time
     -> `GroupedBatch`
@@ -24,6 +25,7 @@ from motet.tokenizers.contract import content_hash
 from . import segments
 from .batch import GroupedBatch
 from .corpus import Documents
+from .guidance import Dropout
 from .objective import DIFFUSION
 from .pieces import Rows
 from .vocabulary import Towers, Vocabulary
@@ -73,10 +75,14 @@ class Renderer:
         towers: which tower each modality uses.
         sequence: tokens per row; no row holds more.
         noise: the diffusion noise; only its `steps` matter to data without latents.
+        dropout: which captions are dropped; None = none.
     """
 
-    def __init__(self, vocabulary: Vocabulary, towers: Towers, sequence: int, noise: Noise):
-        self.vocabulary, self.towers, self.sequence, self.noise = vocabulary, towers, sequence, noise
+    def __init__(
+        self, vocabulary: Vocabulary, towers: Towers, sequence: int, noise: Noise, dropout: Dropout | None = None
+    ):
+        self.vocabulary, self.towers, self.sequence = vocabulary, towers, sequence
+        self.noise, self.dropout = noise, dropout or Dropout()
         names = vocabulary.modalities
         marks = [(vocabulary.begin[m], vocabulary.end[m]) for m in names[1:]]
         self._mark_M2 = np.array([(vocabulary.bos, vocabulary.eos), *marks], np.int64)
@@ -90,7 +96,7 @@ class Renderer:
 
     def counts(self, rows: Rows) -> dict[str, int]:
         """Labels of each modality in these rows, without reading a token; latents under `diffusion`."""
-        names = self.vocabulary.modalities
+        names, rows = self.vocabulary.modalities, self.dropout.cut(rows)
         token_M, label_M = segments.count(self._lay_out(rows.documents, rows.piece_P5), len(names))
         counts = dict(zip(names, label_M.tolist(), strict=True))
         if self._latent >= 0:
@@ -99,8 +105,8 @@ class Renderer:
 
     def batch(self, rows: Rows) -> GroupedBatch:
         """The rows as one batch; places that no piece fills are padding, which text's tower gets."""
-        vocabulary, documents = self.vocabulary, rows.documents
-        piece_P5 = rows.piece_P5
+        vocabulary, rows = self.vocabulary, self.dropout.cut(rows)
+        documents, piece_P5 = rows.documents, rows.piece_P5
         if rows.length_R.max(initial=0) > self.sequence:
             raise ValueError(f"a row holds more than {self.sequence} tokens")
         segment_ZC = self._lay_out(documents, piece_P5)

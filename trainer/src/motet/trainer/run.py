@@ -79,6 +79,10 @@ class Run:
         stream = Stream(plan, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         model = checkpoint.new_model(config, vocabulary, towers).to(device)
+        model.recompute = config.recompute
+        if config.precision == "float8":
+            _check_float8(model, device)
+            model.use_float8()
         run = cls(
             config=config,
             out=out,
@@ -152,6 +156,18 @@ class Run:
         plan.remember(state.cursor)
         self.step, self.tokens = state.step, state.tokens
         self.threads = self.config.threads or state.threads
+
+
+def _check_float8(model: MoT, device: torch.device) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError(
+            "precision: float8: this machine has no GPU that multiplies in eight bits (Ada, Hopper and later do); "
+            "use bfloat16 or float32"
+        )
+    widths = {name: weight.shape for name, weight in model.named_parameters() if weight.dim() == 3}
+    for name, (_, out, into) in widths.items():
+        if out % 16 or into % 16:
+            raise UserError(f"precision: float8: {name} is {out} x {into}; both must be multiples of 16")
 
 
 def _check_objective(config: TrainConfig, vocabulary: Vocabulary) -> None:

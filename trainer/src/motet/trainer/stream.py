@@ -16,6 +16,7 @@ from motet.tokenizers.configuration import UserError
 from .balance import costs, shares
 from .batch import GroupedBatch
 from .corpus import Corpus
+from .guidance import Dropout
 from .pieces import Rows
 from .plan import Loss, Plan
 from .render import Noise, Renderer
@@ -41,7 +42,8 @@ class Stream:
     def __init__(self, plan: Plan, vocabulary: Vocabulary, towers: Towers, noise: Noise, pair: float = 0.0):
         vocabulary.check(plan.corpus.tokenizers, "data.paths")
         self.plan, self.vocabulary, self.towers, self.noise, self.pair = plan, vocabulary, towers, noise, pair
-        self._renderer = Renderer(vocabulary, towers, plan.data.sequence, noise)
+        dropout = Dropout(plan.seed, plan.data.guidance_dropout)
+        self._renderer = Renderer(vocabulary, towers, plan.data.sequence, noise, dropout)
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1, micro_rows: int = 1) -> list[GroupedBatch]:
         """The batches of one rank at one step (from 0): its `share` of the rows, `micro_rows` at a time."""

@@ -42,7 +42,8 @@ from .plan import Cursor, Loss
 from .records import LostBatches
 from .run import Run
 
-PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.bfloat16}
+"""What autocast computes in."""
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +116,11 @@ def _loop(
         rate = learning_rate(run.step, config.steps, config.optimizer)
         tally, norm = _learn(run, model, work, rate)
 
-        loss, *tally_2K = add_up(tally, world).tolist()
-        host = torch.tensor([work.hash, work.tokens, work.flops, len(signals)], device=device)
+        # The only moment at which the host waits for the device.
+        norm, loss, *tally_2K = torch.cat((norm.double().view(1), add_up(tally, world))).tolist()
+        host = torch.tensor([work.hash, work.tokens, work.flops, len(signals)])
         batch, tokens, flops, stop = add_up(host, world).tolist()
-        _check_finite(run, loss, norm.item())
+        _check_finite(run, loss, norm)
         run.step, run.tokens = run.step + 1, run.tokens + tokens
         seconds = time.perf_counter() - began
         last = stop or run.step == config.steps
@@ -129,7 +131,7 @@ def _loop(
                     "loss": loss,
                     "losses": means(run.losses, tally_2K),
                     "lr": rate,
-                    "grad_norm": norm.item(),
+                    "grad_norm": norm,
                     "tokens": run.tokens,
                     "batch": f"{batch % (1 << 64):016x}",
                     "seconds": round(seconds, 6),
@@ -176,7 +178,7 @@ def _read(run: Run, step: int, rank: int, world: int) -> _Work:
     rows = run.stream.share(step, rank, world)
     hashes = [hash_of_rows(batch, rows[i * micro_rows : (i + 1) * micro_rows]) for i, batch in enumerate(batches)]
     tokens = sum(int((batch.document_T > 0).sum()) for batch in batches)
-    flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch) for batch in batches)
+    flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch, run.towers.names) for batch in batches)
     return _Work(batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)), cursor)
 
 

@@ -13,6 +13,7 @@ Seed = Annotated[int, typer.Option(help="Equal seeds draw equal samples.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw among the likeliest that make up this share.")]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps for latents.")]
+Guidance = Annotated[float, typer.Option(min=0, help="How much media are to follow the prompt; 1 = no guidance.")]
 
 
 def score(
@@ -23,6 +24,7 @@ def score(
     temperature: Temperature = 0.9,
     top_p: TopP = 0.95,
     steps: Steps = 50,
+    guidance: Guidance = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Generate from held-out documents and judge it: distances of pictures, chrF, word errors, each beside real media's.
@@ -39,7 +41,8 @@ def score(
     wanted = to or [m for m in TASKS if m in known and (m != "text" or "image" in known)]
     if strange := [m for m in wanted if m not in TASKS]:
         raise UserError(f"--to {strange[0]}: nothing judges that; choose from {', '.join(TASKS)}")
-    found = judge(run, wanted, count, Sampling(temperature=temperature, top_p=top_p, seed=seed, steps=steps))
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, steps=steps, guidance=guidance)
+    found = judge(run, wanted, count, sampling)
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -54,6 +57,7 @@ def sheet(
     temperature: Temperature = 0.9,
     top_p: TopP = 0.95,
     steps: Steps = 50,
+    guidance: Guidance = 1.0,
 ) -> None:
     """Pictures from held-out captions and captions of held-out pictures, beside the real ones, with an honest label.
 
@@ -62,5 +66,6 @@ def sheet(
     from motet.orchestration.sheet import write_sheet
     from motet.trainer.generate import Sampling
 
-    write_sheet(run, out, count, Sampling(temperature=temperature, top_p=top_p, seed=seed, steps=steps))
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, steps=steps, guidance=guidance)
+    write_sheet(run, out, count, sampling)
     typer.echo(f"wrote {out}")

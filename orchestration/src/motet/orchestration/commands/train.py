@@ -42,7 +42,7 @@ def plan(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: `path.to.field=value`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """What a configuration will see: mixture, padding, epochs of each source, balance of ranks; nothing is trained.
+    """What a configuration will see: model size, mixture, padding, epochs of sources, balance of ranks; nothing is trained.
 
     Example: `motet plan train.yaml --set data.sequence=4096`
     """
@@ -56,6 +56,11 @@ def plan(
     from rich.console import Console
 
     console = Console()
+    console.print(
+        f"{found['parameters'] / 1e6:,.1f} M parameters in the towers {', '.join(found['towers'])} and around them; "
+        f"{found['active'] / 1e6:,.1f} M for any one token",
+        highlight=False,
+    )
     console.print(
         f"The first {found['steps']:,} steps: {found['tokens']:,} tokens, {found['padding']:.2%} padding; "
         f"the whole run, going on like that: {found['run_tokens']:,} tokens",

@@ -1,9 +1,9 @@
 """The one operation that mixes rows: attention over packed documents, in sequence order.
 
-    grouped rows --`reorder`--> sequence order --`Attend`--> sequence order --`reorder`--> grouped rows
+    grouped rows --`in_sequence`--> sequence order --`Attend`--> sequence order --`restored`--> grouped rows
 
 A position sees the positions of its own document that come before it, and, where it is a patch of a picture given as
-latents, the whole of that picture (its *block*). Padding forms a document of its own, so that every position sees one.
+latents, the whole of that picture (its *block*). In layers where towers do not cross, it sees its own tower's only. Padding forms a document of its own, so that every position sees one.
 What is seen is worked out once per batch and serves every layer, in one of three forms:
 
 - CPU: attention is block-diagonal, so each run of whole documents (a *segment*) is attended to on its own, and the
@@ -32,11 +32,18 @@ SEGMENT = 64
 """Short documents share a segment up to this many positions: below it, a call costs more than the products in it."""
 
 
-def reorder(x: Tensor, index_T: Tensor | None, inverse_T: Tensor | None) -> Tensor:
-    """`x[index_T]`, where `inverse_T` undoes `index_T`; None leaves the order as it is."""
-    if index_T is None:
-        return x
-    return _Reorder.apply(x, index_T, inverse_T)
+Order = tuple[Tensor, Tensor] | None
+"""(for each position in sequence order its grouped row, the inverse); None if both orders are the same."""
+
+
+def in_sequence(x: Tensor, order: Order) -> Tensor:
+    """Grouped rows in sequence order."""
+    return x if order is None else _Reorder.apply(x, *order)
+
+
+def restored(x: Tensor, order: Order) -> Tensor:
+    """Rows in sequence order in grouped order again."""
+    return x if order is None else _Reorder.apply(x, *reversed(order))
 
 
 class _Reorder(torch.autograd.Function):
@@ -53,16 +60,25 @@ class _Reorder(torch.autograd.Function):
         return grads[0].index_select(0, inverse_T), None, None
 
 
-def packed_attention(document_BS: Tensor, block_BS: Tensor, has_blocks: bool, dtype: torch.dtype, width: int) -> Attend:
+def packed_attention(
+    document_BS: Tensor,
+    block_BS: Tensor,
+    has_blocks: bool,
+    dtype: torch.dtype,
+    width: int,
+    tower_BS: Tensor | None = None,
+) -> Attend:
     """Attention over packed documents, in the form that suits the device.
 
-    `has_blocks` says (from the host) whether any position belongs to a block; `dtype` and `width` are those of a head.
+    `has_blocks` says (from the host) whether any position belongs to a block; `dtype` and `width` are those of a head. With
+    `tower_BS` a position sees the positions of its own tower only.
     """
+    alike_BS = document_BS if tower_BS is None else (document_BS.long() << 8) + tower_BS
     if document_BS.device.type == "cpu":
-        return _segmented(document_BS, block_BS)
+        return _segmented(document_BS, alike_BS, block_BS)
     if dtype in (torch.bfloat16, torch.float16) and width >= 16:
-        return _flex_attention(document_BS, block_BS, has_blocks, dtype)
-    mask_B1SS = visible(document_BS, block_BS).unsqueeze(1)
+        return _flex_attention(alike_BS, block_BS, has_blocks, dtype)
+    mask_B1SS = visible(alike_BS, block_BS).unsqueeze(1)
     rows = len(document_BS)
 
     def attend(layer: int, *qkv: Tensor) -> Tensor:
@@ -73,12 +89,12 @@ def packed_attention(document_BS: Tensor, block_BS: Tensor, has_blocks: bool, dt
     return attend
 
 
-def visible(document_BS: Tensor, block_BS: Tensor) -> Tensor:
-    """Boolean mask [B, S, S]: which keys (last axis) each query sees."""
-    S = document_BS.shape[1]
-    causal_SS = torch.ones(S, S, dtype=torch.bool, device=document_BS.device).tril()
+def visible(alike_BS: Tensor, block_BS: Tensor) -> Tensor:
+    """Boolean mask [B, S, S]: which keys (last axis) each query sees, of those with its own number in `alike_BS`."""
+    S = alike_BS.shape[1]
+    causal_SS = torch.ones(S, S, dtype=torch.bool, device=alike_BS.device).tril()
     together_BSS = (block_BS[:, :, None] == block_BS[:, None, :]) & (block_BS[:, :, None] > 0)
-    return (causal_SS | together_BSS) & (document_BS[:, :, None] == document_BS[:, None, :])
+    return (causal_SS | together_BSS) & (alike_BS[:, :, None] == alike_BS[:, None, :])
 
 
 def scaled_dot_product(q_BHSC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
@@ -89,15 +105,13 @@ def scaled_dot_product(q_BHSC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Ten
     return F.scaled_dot_product_attention(q_BHSC, k_BKSC, v_BKSC, attn_mask=mask, is_causal=mask is None)
 
 
-def _segmented(document_BS: Tensor, block_BS: Tensor) -> Attend:
+def _segmented(document_BS: Tensor, alike_BS: Tensor, block_BS: Tensor) -> Attend:
     """Attention one segment at a time; the tensors are on the host, where reading them costs nothing.
 
     Works in the type of the queries: in bf16 the backward pass of a CPU's attention is 4 to 7 times slower than in float32.
     """
-    B, S = document_BS.shape
-    place_T = torch.arange(B).repeat_interleave(S) * (int(document_BS.max()) + 1) + document_BS.reshape(-1)
-    block_T = block_BS.reshape(-1)
-    edges = [*(place_T.diff().nonzero().squeeze(-1) + 1).tolist(), B * S]
+    document_T, alike_T, block_T = _apart(document_BS), _apart(alike_BS), block_BS.reshape(-1)
+    edges = [*(document_T.diff().nonzero().squeeze(-1) + 1).tolist(), document_T.numel()]
     ends, begin = [], 0
     for end, after in zip(edges, [*edges[1:], None], strict=True):
         if after is None or after - begin > SEGMENT:
@@ -105,9 +119,9 @@ def _segmented(document_BS: Tensor, block_BS: Tensor) -> Attend:
             begin = end
     lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     masks: list[Tensor | None] = []
-    for place_n, block_n in zip(place_T.split(lengths), block_T.split(lengths), strict=True):
-        plain = place_n[0] == place_n[-1] and not block_n.any()
-        masks.append(None if plain else visible(place_n[None], block_n[None])[None])
+    for alike_n, block_n in zip(alike_T.split(lengths), block_T.split(lengths), strict=True):
+        plain = not block_n.any() and (alike_n == alike_n[0]).all()
+        masks.append(None if plain else visible(alike_n[None], block_n[None])[None])
 
     def attend(layer: int, q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor) -> Tensor:
         v_TKC = v_TKC.to(q_THC.dtype)
@@ -119,22 +133,28 @@ def _segmented(document_BS: Tensor, block_BS: Tensor) -> Attend:
     return attend
 
 
+def _apart(number_BS: Tensor) -> Tensor:
+    """The numbers in one dimension, those of different rows made different."""
+    rows = torch.arange(len(number_BS)).unsqueeze(-1)
+    return (number_BS + rows * (int(number_BS.max()) + 1)).reshape(-1)
+
+
 def _rows(x_TJC: Tensor, rows: int) -> Tensor:
     """[T, J, C] as [rows, J, T / rows, C]."""
     return x_TJC.unflatten(0, (rows, -1)).transpose(1, 2)
 
 
-def _flex_attention(document_BS: Tensor, block_BS: Tensor, has_blocks: bool, dtype: torch.dtype) -> Attend:
-    B, S = document_BS.shape
+def _flex_attention(alike_BS: Tensor, block_BS: Tensor, has_blocks: bool, dtype: torch.dtype) -> Attend:
+    B, S = alike_BS.shape
 
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = q >= k
         if has_blocks:
             seen = seen | ((block_BS[b, q] == block_BS[b, k]) & (block_BS[b, q] > 0))
-        return seen & (document_BS[b, q] == document_BS[b, k])
+        return seen & (alike_BS[b, q] == alike_BS[b, k])
 
     flex, create_block_mask = _compiled_flex()
-    blocks = create_block_mask(mask, B=B, H=None, Q_LEN=S, KV_LEN=S, device=document_BS.device)
+    blocks = create_block_mask(mask, B=B, H=None, Q_LEN=S, KV_LEN=S, device=alike_BS.device)
 
     def attend(layer: int, q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor) -> Tensor:
         q, k, v = (_rows(x.to(dtype), B) for x in (q_THC, k_TKC, v_TKC))

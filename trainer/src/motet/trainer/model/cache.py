@@ -37,6 +37,7 @@ class Context:
         kv_heads, self.width = config.kv_heads or config.heads, config.dim // config.heads
         shape = (config.layers, 2, documents, kv_heads, room, self.width)
         self._kept = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self._tower_BM = np.zeros((documents, room), np.int64)
 
     @torch.no_grad()
     def extend(
@@ -82,28 +83,30 @@ class Context:
         cos, sin = rotation(position_T, self.width, self.model.config.rope_theta, x_TD.dtype)
         layout = Layout(
             Groups(tuple(counts.tolist()), torch.from_numpy(counts.cumsum()).int().to(device)),
-            None if alone else sequence_T,
-            None if alone else grouped_T,
+            None if alone else (sequence_T, grouped_T),
             cos,
             sin,
-            self._attend(begin_B1, n, block_Bn),
+            self._attend(begin_B1, tower_Bn, block_Bn),
         )
         hidden_TD = self.model.run(x_TD, layout)
         if keep:
             self.length_B = self.length_B + (n if length_B is None else length_B)
         return (hidden_TD if alone else hidden_TD[sequence_T]).view(B, n, -1)
 
-    def _attend(self, begin_B1: np.ndarray, n: int, block_Bn: np.ndarray | None) -> Attend:
-        """Each new position sees its document up to itself, and its own picture."""
-        B, end = len(begin_B1), int(begin_B1.max()) + n
+    def _attend(self, begin_B1: np.ndarray, tower_Bn: np.ndarray, block_Bn: np.ndarray | None) -> Attend:
+        """Each new position sees its document up to itself, and its own picture; its own tower's where towers do not cross."""
+        B, n = tower_Bn.shape
+        end = int(begin_B1.max()) + n
         here_Bn, key_M = begin_B1 + np.arange(n), np.arange(end)
         seen_BnM = key_M <= here_Bn[:, :, None]
         if block_Bn is not None:
             block_BM = np.zeros((B, end), np.int64)
             np.put_along_axis(block_BM, here_Bn, block_Bn, axis=1)
             seen_BnM |= (block_BM[:, None] == block_Bn[:, :, None]) & (block_Bn[:, :, None] > 0)
-        device = self._kept.device
-        mask = torch.from_numpy(seen_BnM).unsqueeze(1).to(device)
+        np.put_along_axis(self._tower_BM, here_Bn, tower_Bn, axis=1)
+        own_BnM = seen_BnM & (self._tower_BM[:, None, :end] == tower_Bn[:, :, None])
+        device, crossing = self._kept.device, self.model.config.cross_layers
+        across, within = (torch.from_numpy(seen).unsqueeze(1).to(device) for seen in (seen_BnM, own_BnM))
         row_B1, place_Bn = torch.arange(B, device=device)[:, None], torch.from_numpy(here_Bn).to(device)
 
         def attend(layer: int, q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor) -> Tensor:
@@ -111,6 +114,7 @@ class Context:
                 kept_BKMC.transpose(1, 2)[row_B1, place_Bn] = new_TKC.unflatten(0, (B, n)).to(kept_BKMC.dtype)
             q_BHnC = q_THC.unflatten(0, (B, n)).transpose(1, 2).to(self._kept.dtype)
             k_BKMC, v_BKMC = self._kept[layer, :, :, :, :end]
+            mask = across if crossing is None or layer in crossing else within
             return scaled_dot_product(q_BHnC, k_BKMC, v_BKMC, mask).transpose(1, 2).flatten(0, 1)
 
         return attend

@@ -4,7 +4,7 @@
 
 How many rows each tower has is known on the host before the step (it came with the batch), so nothing here reads a
 device value. All towers' weights of one kind are one parameter: a tower without a row in a batch gets a zero gradient,
-never none.
+never none. Weights that the towers share are one matrix, [1, ...], which then serves all rows.
 
 Letters: T rows, G towers, I and O features in and out, C width of a normalised vector, J heads, F feed-forward, E = 2F.
 """
@@ -19,63 +19,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import kernels
+from ..kernels import dispatch
+
 
 @dataclass(frozen=True)
 class Groups:
-    """Which rows belong to which tower: `counts` on the host, their running sum `offsets_G` (int32) on the device."""
+    """Which rows belong to which tower: `counts` on the host, their running sum `offsets_G` (int32) on the device.
 
-    counts: tuple[int, ...]
+    `counts` is None where only the device knows: rows that tokens dealt out to experts.
+    """
+
+    counts: tuple[int, ...] | None
     offsets_G: Tensor
 
     def slices(self) -> Iterator[tuple[int, slice]]:
-        """(tower, its rows) of every tower that has rows."""
+        """(tower, its rows) of every tower that has rows; waits for the device if the host does not know them."""
         begin = 0
-        for tower, count in enumerate(self.counts):
+        counts = (
+            self.counts
+            if self.counts is not None
+            else self.offsets_G.diff(prepend=self.offsets_G.new_zeros(1)).tolist()
+        )
+        for tower, count in enumerate(counts):
             if count:
                 yield tower, slice(begin, begin + count)
             begin += count
+
+    def of(self, weight: Tensor) -> Groups:
+        """The groups that `weight` [G, ...] is for: these, or all rows as one if there is one matrix."""
+        return self if len(weight) == len(self.offsets_G) else self.whole
+
+    @property
+    def whole(self) -> Groups:
+        """All rows as one group."""
+        return Groups(self.counts and (sum(self.counts),), self.offsets_G[-1:])
 
 
 def grouped_linear(x_TI: Tensor, weight_GOI: Tensor, groups: Groups) -> Tensor:
     """Each row times its own tower's matrix, in autocast's type where autocast is on.
 
-    One launch (`grouped_mm`) where the GPU has a fused kernel that takes its offsets from the device; elsewhere one
-    matrix product per tower, written into slices of one result.
+    On a GPU in whichever of three ways was measured to be fastest (`kernels.dispatch`), on a CPU one matrix product per
+    tower, written into slices of one result.
     """
-    dtype = compute_dtype(x_TI)
-    if len(groups.counts) == 1:
+    if len(weight_GOI) == 1:
         return F.linear(x_TI, weight_GOI.squeeze(0))
-    if has_fused_grouped_mm(x_TI.device, dtype, weight_GOI.shape):
-        return F.grouped_mm(x_TI.to(dtype), weight_GOI.to(dtype).transpose(1, 2), offs=groups.offsets_G)
-    return _GroupedLinear.apply(x_TI, weight_GOI, groups, dtype)
+    return dispatch.grouped_linear(x_TI, weight_GOI, groups, compute_dtype(x_TI))
 
 
-def has_fused_grouped_mm(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
-    """Whether `grouped_mm` is one kernel here: Hopper or later, bf16, strides of whole 16 bytes.
-
-    Before Hopper it copies its offsets to the host, which stalls the device.
-    """
-    return (
-        device.type == "cuda"
-        and dtype is torch.bfloat16
-        and hasattr(F, "grouped_mm")
-        and torch.cuda.get_device_capability(device) >= (9, 0)
-        and shape[1] % 8 == 0
-        and shape[2] % 8 == 0
-    )
-
-
-def grouped_rms_norm(x: Tensor, gain: Tensor, groups: Groups, eps: float, dtype: torch.dtype) -> Tensor:
-    """Rows over their root mean square (last axis), times the row's own tower's gain.
+def grouped_rms_norm(
+    x: Tensor, gain: Tensor, groups: Groups, eps: float, dtype: torch.dtype, residual: Tensor | None = None
+) -> Tensor:
+    """Rows over their root mean square (last axis), times the row's own tower's gain, plus `residual`.
 
     `x` is [T, C] or [T, J, C], `gain` [G, C] or [G, J, C]. Statistics are taken in at least float32 and only the result is
     rounded to `dtype`.
     """
-    return _GroupedRMSNorm.apply(x, gain, groups, eps, dtype)
+    groups = groups.of(gain)
+    if kernels.usable(x):
+        from ..kernels import norm
+
+        return norm.grouped_rms_norm(x, gain, groups.offsets_G, eps, dtype, residual)
+    y = _GroupedRMSNorm.apply(x, gain, groups, eps, dtype)
+    return y if residual is None else residual + y
 
 
 def swiglu(gate_up_TE: Tensor) -> Tensor:
     """silu(first half) * second half, [T, 2F] -> [T, F]."""
+    if kernels.usable(gate_up_TE):
+        from ..kernels import swiglu
+
+        return swiglu.swiglu(gate_up_TE)
     return _SwiGLU.apply(gate_up_TE)
 
 
@@ -83,37 +97,6 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The type in which matrix products of `x` run: autocast's where it is on, else its own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-class _GroupedLinear(torch.autograd.Function):
-    """Written by hand because autograd through slices would fill and add a full-size gradient per tower."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weight_GOI: Tensor, groups: Groups, dtype: torch.dtype) -> Tensor:
-        ctx.groups, ctx.dtypes = groups, (x_TI.dtype, weight_GOI.dtype)
-        x_TI, weight_GOI = x_TI.to(dtype), weight_GOI.to(dtype)
-        ctx.save_for_backward(x_TI, weight_GOI)
-        y_TO = x_TI.new_empty(x_TI.shape[0], weight_GOI.shape[1])
-        for tower, rows in groups.slices():
-            torch.mm(x_TI[rows], weight_GOI[tower].t(), out=y_TO[rows])
-        return y_TO
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, weight_GOI = ctx.saved_tensors
-        (grad_TO,) = grads
-        grad_TO = grad_TO.to(x_TI.dtype)
-        dx_TI = torch.empty_like(x_TI) if ctx.needs_input_grad[0] else None
-        dweight_GOI = torch.empty_like(weight_GOI)
-        for tower, count in enumerate(ctx.groups.counts):
-            if not count:
-                dweight_GOI[tower].zero_()
-        for tower, rows in ctx.groups.slices():
-            if dx_TI is not None:
-                torch.mm(grad_TO[rows], weight_GOI[tower], out=dx_TI[rows])
-            torch.mm(grad_TO[rows].t(), x_TI[rows], out=dweight_GOI[tower])
-        x_dtype, weight_dtype = ctx.dtypes
-        return None if dx_TI is None else dx_TI.to(x_dtype), dweight_GOI.to(weight_dtype), None, None
 
 
 class _GroupedRMSNorm(torch.autograd.Function):

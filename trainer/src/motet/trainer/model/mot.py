@@ -8,29 +8,35 @@ The rows of a batch come grouped by tower and stay so through all layers: projec
 by row (`grouped`). Only around attention are they put into sequence order and back (`attention`). Rotation of queries
 and keys uses each row's position in its document, so it needs no order either. A dense model is one tower.
 
+Which weights a tower has of its own, experts in its feed-forward (`experts`), and layers in which towers do not see one
+another, are the configuration's to say.
+
 Letters: T rows of the batch, B packed rows, S positions in one, D model width, H query heads, K key and value heads,
-C width of a head, F width of the feed-forward, G towers, V vocabulary, N latent patches, L width of one latent.
+C width of a head, F width of the feed-forward, G towers, X experts of all towers (one in a tower without), R rows of
+their routers, V vocabulary, N latent patches, L width of one latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .attention import Attend, packed_attention, reorder
+from .attention import Attend, Order, packed_attention, restored
+from .experts import Balance, route
+from .float8 import float8_linear
 from .grouped import Groups, compute_dtype, grouped_linear, grouped_rms_norm, swiglu
-from .rotary import rotate, rotation
+from .heads import attention_inputs
+from .rotary import rotation
 
 if TYPE_CHECKING:
     from ..batch import GroupedBatch
     from ..config import ModelConfig
-
-EPS = 1e-6
 
 
 def feed_forward_width(config: ModelConfig) -> int:
@@ -45,65 +51,79 @@ class Layout:
 
     Attributes:
         groups: rows of each tower.
-        sequence_T: for each position in sequence order, its grouped row; None if both orders are the same.
-        grouped_T: the inverse: for each grouped row, its place in sequence order.
+        order: (for each position in sequence order its grouped row, for each grouped row its place in sequence order); None
+            if both orders are the same.
         cos, sin: rotation of each grouped row, [T, 1, C/2].
         attend: attention in sequence order.
+        balance: what the balance of experts is counted over, in training.
+        recompute: what the backward pass computes again: `none`, `ffn` or `layer`.
     """
 
     groups: Groups
-    sequence_T: Tensor | None
-    grouped_T: Tensor | None
+    order: Order
     cos: Tensor
     sin: Tensor
     attend: Attend
+    balance: Balance | None = None
+    recompute: str = "none"
 
 
 class Block(nn.Module):
-    """One layer: attention, then SwiGLU, each with a residual; all weights once per tower.
+    """One layer: attention, then SwiGLU, each with a residual; the weights once per tower, or once if they are shared.
 
     With `norm: after`, x + norm(sublayer(x)) as in the paper; with `before`, x + sublayer(norm(x)) as in Llama.
     """
 
-    def __init__(self, config: ModelConfig, towers: int, layer: int):
+    def __init__(self, config: ModelConfig, towers: Sequence[str], layer: int):
         super().__init__()
-        self.layer, self.after = layer, config.norm == "after"
+        self.layer, self.after, self.eps, self.linear = layer, config.norm == "after", config.norm_eps, grouped_linear
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
         self.width = config.dim // config.heads
-        hidden = feed_forward_width(config)
-        self.qkv = _weight(towers, (self.heads + 2 * self.kv_heads) * self.width, config.dim)
-        self.out = _weight(towers, config.dim, self.heads * self.width)
-        self.gate_up = _weight(towers, 2 * hidden, config.dim)
-        self.down = _weight(towers, config.dim, hidden)
-        self.attention_norm = _gain(towers, config.dim)
-        self.ffn_norm = _gain(towers, config.dim)
-        self.q_norm = _gain(towers, self.width) if config.qk_norm else None
-        self.k_norm = _gain(towers, self.width) if config.qk_norm else None
+        self.experts = tuple(config.experts.get(name) for name in (towers if "ffn" in config.untied else towers[:1]))
+        hidden, X = feed_forward_width(config), sum(each.count if each else 1 for each in self.experts)
+        R = sum(each.count for each in self.experts if each)
+        qkv, out, norms = (own(config, towers, kind) for kind in ("qkv", "out", "norms"))
+        self.qkv = _weight(qkv, (self.heads + 2 * self.kv_heads) * self.width, config.dim)
+        self.out = _weight(out, config.dim, self.heads * self.width)
+        self.gate_up = _weight(X, 2 * hidden, config.dim)
+        self.down = _weight(X, config.dim, hidden)
+        self.router = _weight(R, config.dim) if R else None
+        self.attention_norm = _weight(norms, config.dim)
+        self.ffn_norm = _weight(norms, config.dim)
+        self.q_norm = _weight(norms, self.width) if config.qk_norm else None
+        self.k_norm = _weight(norms, self.width) if config.qk_norm else None
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """Grouped rows in, grouped rows out."""
         groups, residual, inner = layout.groups, x_TD.dtype, compute_dtype(x_TD)
+        feed_forward = _again(self._feed_forward, layout.recompute == "ffn")
         if self.after:
-            x_TD = x_TD + grouped_rms_norm(self._attention(x_TD, layout), self.attention_norm, groups, EPS, residual)
-            return x_TD + grouped_rms_norm(self._feed_forward(x_TD, groups), self.ffn_norm, groups, EPS, residual)
-        x_TD = x_TD + self._attention(grouped_rms_norm(x_TD, self.attention_norm, groups, EPS, inner), layout)
-        return x_TD + self._feed_forward(grouped_rms_norm(x_TD, self.ffn_norm, groups, EPS, inner), groups)
+            mixed_TD = self._attention(x_TD, layout)
+            x_TD = grouped_rms_norm(mixed_TD, self.attention_norm, groups, self.eps, residual, x_TD)
+            return grouped_rms_norm(feed_forward(x_TD, layout), self.ffn_norm, groups, self.eps, residual, x_TD)
+        x_TD = x_TD + self._attention(grouped_rms_norm(x_TD, self.attention_norm, groups, self.eps, inner), layout)
+        return x_TD + feed_forward(grouped_rms_norm(x_TD, self.ffn_norm, groups, self.eps, inner), layout)
 
     def _attention(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        T, H, K, C = x_TD.shape[0], self.heads, self.kv_heads, self.width
-        qkv_TJC = grouped_linear(x_TD, self.qkv, layout.groups).view(T, H + 2 * K, C)
-        qk_TJC, v_TKC = qkv_TJC.split((H + K, K), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            gain_GJC = torch.cat((self.q_norm[:, None].expand(-1, H, -1), self.k_norm[:, None].expand(-1, K, -1)), 1)
-            qk_TJC = grouped_rms_norm(qk_TJC, gain_GJC, layout.groups, EPS, layout.cos.dtype)
-        qk_TJC = rotate(qk_TJC, layout.cos, layout.sin)
-        qk_TJC, v_TKC = (reorder(x, layout.sequence_T, layout.grouped_T) for x in (qk_TJC, v_TKC))
-        q_THC, k_TKC = qk_TJC.split((H, K), dim=1)
-        mixed_TD = layout.attend(self.layer, q_THC, k_TKC, v_TKC).reshape(T, H * C)
-        return grouped_linear(reorder(mixed_TD, layout.grouped_T, layout.sequence_T), self.out, layout.groups)
+        qkv_TJC = self.linear(x_TD, self.qkv, layout.groups).unflatten(1, (-1, self.width))
+        gains = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
+        qkv = attention_inputs(
+            qkv_TJC, self.kv_heads, gains, layout.groups, self.eps, layout.cos, layout.sin, layout.order
+        )
+        mixed_TD = layout.attend(self.layer, *qkv).flatten(1)
+        return self.linear(restored(mixed_TD, layout.order), self.out, layout.groups)
 
-    def _feed_forward(self, x_TD: Tensor, groups: Groups) -> Tensor:
-        return grouped_linear(swiglu(grouped_linear(x_TD, self.gate_up, groups)), self.down, groups)
+    def _feed_forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        if self.router is None:
+            return self._networks(x_TD, layout.groups)
+        groups = layout.groups if len(self.experts) > 1 else layout.groups.whole
+        routed = route(x_TD, self.router, self.experts, groups, layout.balance)
+        y_PD = self._networks(x_TD.index_select(0, routed.row_P), routed.groups)
+        y_PD = y_PD * routed.gate_P.unsqueeze(-1).to(y_PD.dtype)
+        return y_PD.new_zeros(x_TD.shape).index_add(0, routed.row_P, y_PD)
+
+    def _networks(self, x_PD: Tensor, groups: Groups) -> Tensor:
+        return self.linear(swiglu(self.linear(x_PD, self.gate_up, groups)), self.down, groups)
 
 
 class MoT(nn.Module):
@@ -119,18 +139,25 @@ class MoT(nn.Module):
 
     def __init__(self, config: ModelConfig, towers: Sequence[str], vocabulary: int, latent_dim: int = 0, seed: int = 0):
         super().__init__()
-        if config.dim % config.heads or config.heads % (config.kv_heads or config.heads):
-            raise ValueError(f"dim {config.dim}, heads {config.heads} and kv_heads {config.kv_heads} must divide")
+        _check(config, towers)
         self.config, self.towers = config, tuple(towers)
-        G, D = len(self.towers), config.dim
+        self.recompute = "none"
+        D = config.dim
+        self.width = D // config.heads
         self.embedding = nn.Embedding(vocabulary, D)
-        self.blocks = nn.ModuleList(Block(config, G, layer) for layer in range(config.layers))
-        self.norm = _gain(G, D)
+        self.blocks = nn.ModuleList(Block(config, self.towers, layer) for layer in range(config.layers))
+        self.norm = _weight(own(config, towers, "norms"), D)
         self.head = nn.Linear(D, vocabulary, bias=False)
         self.latent_in = nn.Linear(latent_dim, D, bias=False) if latent_dim else None
         self.latent_out = nn.Linear(D, latent_dim, bias=False) if latent_dim else None
         self.time = nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, D)) if latent_dim else None
         self.reset(seed)
+
+    def use_float8(self) -> None:
+        """Multiply in eight bits in all layers from now on: see `float8`."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.linear = float8_linear
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
@@ -158,13 +185,16 @@ class MoT(nn.Module):
                     std *= 0.1
                 weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-    def forward(self, batch: GroupedBatch, noisy_NL: Tensor | None = None) -> Tensor:
-        """hidden_TD in grouped order, after the last norm; `noisy_NL` stands in for the batch's clean latents."""
+    def forward(self, batch: GroupedBatch, noisy_NL: Tensor | None = None, balance: float = 0.0) -> Tensor:
+        """hidden_TD in grouped order, after the last norm; `noisy_NL` stands in for the batch's clean latents.
+
+        `balance` is the scale of the loss that keeps experts evenly used: see `experts.Balance`.
+        """
         x_TD = self.embed(batch.ids_T)
         if self.latent_in is not None:
             latents_NL = batch.latents_ND if noisy_NL is None else noisy_NL
             x_TD = self.place(x_TD, batch.latent_row_N, latents_NL, batch.time_N)
-        return self.run(x_TD, self.layout(batch))
+        return self.run(x_TD, self.layout(batch, balance))
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Rows of the embedding table."""
@@ -177,44 +207,71 @@ class MoT(nn.Module):
         patch_ND = self.latent_in(latents_NL.to(wave_ND.dtype)) + self.time(wave_ND)
         return x_TD.index_copy(0, row_N, patch_ND.to(x_TD.dtype))
 
-    def layout(self, batch: GroupedBatch) -> Layout:
+    def layout(self, batch: GroupedBatch, balance: float = 0.0) -> Layout:
         """What all layers share, computed once per batch."""
-        order_T = batch.order_T
+        order_T, S, learn = batch.order_T, batch.sequence, torch.is_grad_enabled()
         alone = sum(count > 0 for count in batch.counts) == 1
         inverse_T = torch.empty_like(order_T).scatter_(0, order_T, torch.arange(len(order_T), device=order_T.device))
+        groups = Groups(batch.counts, batch.offsets_G)
+        cos, sin = rotation(batch.position_T, self.width, self.config.rope_theta, self.embedding.weight.dtype)
+        return Layout(
+            groups,
+            None if alone else (inverse_T, order_T),
+            cos,
+            sin,
+            self._attend(batch, inverse_T, groups),
+            Balance(order_T // S, batch.rows, balance) if learn and balance and self.config.experts else None,
+            self.recompute if learn else "none",
+        )
+
+    def _attend(self, batch: GroupedBatch, inverse_T: Tensor, groups: Groups) -> Attend:
+        """Attention of every layer: to all towers, or to a position's own."""
         document_BS, block_BS = (
             x[inverse_T].view(batch.rows, batch.sequence) for x in (batch.document_T, batch.block_T)
         )
-        width = self.config.dim // self.config.heads
-        cos, sin = rotation(batch.position_T, width, self.config.rope_theta, self.embedding.weight.dtype)
-        return Layout(
-            Groups(batch.counts, batch.offsets_G),
-            None if alone else inverse_T,
-            None if alone else order_T,
-            cos,
-            sin,
-            packed_attention(
-                document_BS, block_BS, len(batch.latent_row_N) > 0, compute_dtype(self.embedding.weight), width
-            ),
-        )
+        has_blocks, dtype = len(batch.latent_row_N) > 0, compute_dtype(self.embedding.weight)
+        across = packed_attention(document_BS, block_BS, has_blocks, dtype, self.width)
+        crossing = self.config.cross_layers
+        if crossing is None:
+            return across
+        tower_BS = torch.bucketize(inverse_T, groups.offsets_G, right=True).view_as(document_BS)
+        within = packed_attention(document_BS, block_BS, has_blocks, dtype, self.width, tower_BS)
+        return lambda layer, *qkv: (across if layer in crossing else within)(layer, *qkv)
 
     def run(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """All blocks and the last norm."""
         for block in self.blocks:
-            x_TD = block(x_TD, layout)
-        return grouped_rms_norm(x_TD, self.norm, layout.groups, EPS, x_TD.dtype)
+            x_TD = _again(block, layout.recompute == "layer")(x_TD, layout)
+        return grouped_rms_norm(x_TD, self.norm, layout.groups, self.config.norm_eps, x_TD.dtype)
 
     def logits(self, hidden_ND: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Scores of the ids in [begin, end) as the next token."""
         return F.linear(hidden_ND, self.head.weight[begin:end])
 
 
-def _weight(towers: int, out: int, into: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(towers, out, into))
+def own(config: ModelConfig, towers: Sequence[str], kind: str) -> int:
+    """How many sets of the weights called `kind` there are: one for each tower, or one for all."""
+    return len(towers) if kind in config.untied else 1
 
 
-def _gain(towers: int, width: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(towers, width))
+def _check(config: ModelConfig, towers: Sequence[str]) -> None:
+    if config.dim % config.heads or config.heads % (config.kv_heads or config.heads):
+        raise ValueError(f"dim {config.dim}, heads {config.heads} and kv_heads {config.kv_heads} must divide")
+    if strange := sorted(set(config.experts) - set(towers)):
+        raise ValueError(f"experts: there is no tower {strange[0]}; there are {', '.join(towers)}")
+    if config.experts and len(towers) > 1 and "ffn" not in config.untied:
+        raise ValueError("experts: the towers share one feed-forward; experts need ffn among `untied`, or one tower")
+
+
+def _again(work: Callable[[Tensor, Layout], Tensor], wanted: bool) -> Callable[[Tensor, Layout], Tensor]:
+    """`work`, or if so wanted the same without keeping what its backward pass needs: it is computed again then."""
+    if not wanted:
+        return work
+    return lambda x_TD, layout: checkpoint(work, x_TD, layout, use_reentrant=False, preserve_rng_state=False)
+
+
+def _weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape))
 
 
 def _sinusoid(time_N: Tensor, width: int) -> Tensor:

@@ -1,0 +1,71 @@
+"""The GPU benchmark where there is no GPU: what can run on a CPU does, at small sizes, and its baseline computes the same."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts():
+    """Its files can be imported as they are when it runs."""
+    path = list(sys.path)
+    sys.path.append(str(BENCHMARKS))
+    yield
+    sys.path[:] = path
+
+
+def test_the_eager_baseline_computes_what_a_block_computes():
+    """With the same weights; otherwise its time would say nothing."""
+    import reference
+    from gpu_parts import common, eager, steps
+
+    from motet.trainer.model.mot import Layout
+
+    config, rows = common.shape(32, 1, 4), reference.random_rows(0, 2, 64, common.SHARES, 64, span=8)
+    batch = reference.grouped(rows)
+    model, block = common.model_of(config, reference.TOWERS, 64, CPU), eager.EagerBlock(config, 3)
+    ours = model.blocks[0]
+    with torch.no_grad():
+        for g, tower in enumerate(block.towers):
+            for module, weight in zip((tower.q, tower.k, tower.v), ours.qkv[g].chunk(3), strict=True):
+                module.weight.copy_(weight)
+            tower.out.weight.copy_(ours.out[g])
+            tower.gate.weight.copy_(ours.gate_up[g].chunk(2)[0])
+            tower.up.weight.copy_(ours.gate_up[g].chunk(2)[1])
+            tower.down.weight.copy_(ours.down[g])
+    layout = model.layout(batch)
+    order_T = layout.order[0]
+    x_TD = torch.randn(len(order_T), 32, generator=torch.Generator().manual_seed(0))
+    masks = [torch.from_numpy(rows.tower.reshape(-1) == m) for m in range(3)]
+    plain = Layout(layout.groups, None, layout.cos[order_T], layout.sin[order_T], layout.attend)
+    torch.testing.assert_close(
+        block(x_TD, masks, plain), ours(x_TD[batch.order_T], layout)[order_T], rtol=1e-4, atol=1e-5
+    )
+    work = steps.eager_work(config, rows, batch, CPU)
+    assert all(grad.isfinite().all() for grad in work())
+
+
+def test_every_table_that_needs_no_gpu_prints(capsys):
+    from gpu_parts import products, steps
+
+    products.products(CPU, (64,), (100,))
+    steps.blocks(CPU, ((64, 4),), 128, 64)
+    steps.on_cpu(CPU, ((64, 1, 4, 2, 64),))
+    printed = capsys.readouterr().out
+    for title in ("Grouped linear over", "MoT block over", "eager MoT", "MoT step over dense step on the CPU"):
+        assert title in printed
+    assert "5/90/5" in printed and "nan" not in printed
+
+
+def test_its_help_names_the_parts(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(BENCHMARKS / "gpu.py"), run_name="__main__")
+    assert "utilisation" in capsys.readouterr().out

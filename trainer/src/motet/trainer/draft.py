@@ -1,0 +1,120 @@
+"""Documents under way: what was written, what the model has read of it, and what it says comes next.
+
+    `Stretch`es --`write`, `open`, `close`--> waiting --one call of the model, its keys and values kept--> read
+                                                    --> `scores` of the next id, or `predict` of latents
+
+Whatever waits is read in one call when the model is next asked. With guidance, each document has a twin that holds its
+newest span alone, from the opening marker on, as `guidance.Dropout` cuts them in training; both are read in one batch, and
+what the model says is taken that much further from the twin (arXiv 2207.12598, Eq. 6, where 1 + w is our guidance).
+
+Letters: B documents, R rows of the batch (documents, then their twins), n positions, D model width, L width of one
+latent, V ids that are allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .model.cache import Context
+from .model.mot import MoT
+
+
+class Stretch(NamedTuple):
+    """Some positions of one tower: ids, and float latents [n, L] where they hold a picture as latents."""
+
+    ids: np.ndarray
+    tower: int
+    latents: np.ndarray | None = None
+
+
+class Draft:
+    """B documents that begin with prompts.
+
+    Args:
+        model: what reads them.
+        prompts: the stretches of each.
+        room: how many positions may follow the longest of them.
+        guidance: 1 = none, and no twins.
+    """
+
+    def __init__(self, model: MoT, prompts: Sequence[Sequence[Stretch]], room: int, guidance: float = 1.0):
+        self.model, self.guidance, self.documents = model, guidance, len(prompts)
+        twins: list[list[Stretch]] = [[] for _ in prompts] if guidance != 1 else []
+        self._waiting = [*map(list, prompts), *twins]
+        self._twins = len(twins)
+        self._guided = False
+        self._context = Context(model, len(self._waiting), max(map(_length, self._waiting)) + room)
+        self._end_RD = torch.empty(0)
+
+    def open(self, marker: Stretch) -> None:
+        """Write the marker that opens a span to every document; each twin begins anew with it."""
+        self._guided = self._twins > 0
+        self._context.length_B[self.documents :] = 0
+        self._waiting[self.documents :] = [[] for _ in range(self._twins)]
+        self.write([marker] * self.documents)
+
+    def close(self, marker: Stretch) -> None:
+        """Write the marker that closes a span to every document; without twins from there on."""
+        self._guided = False
+        self.write([marker] * self.documents)
+
+    def write(self, stretches: Sequence[Stretch | None]) -> None:
+        """A stretch more for each document, None = nothing, and the same for its twin."""
+        for row, stretch in enumerate([*stretches, *(stretches if self._guided else ())]):
+            if stretch is not None:
+                self._waiting[row].append(stretch)
+
+    def scores(self, ranges: Sequence[tuple[int, int]]) -> Tensor:
+        """[B, V]: scores of the ids in these ranges as the next one."""
+        end_RD = self._read()[: self.documents + self._guided * self._twins]
+        return self._guide(torch.cat([self.model.logits(end_RD, *each) for each in ranges], dim=-1))
+
+    def predict(self, noisy_BnL: Tensor, time: int, tower: int) -> Tensor:
+        """[B, n, L]: what the model predicts of latents at diffusion step `time`, were they to come next."""
+        assert self.model.latent_out is not None, "this model has no continuous modality"
+        self._read()
+        noisy_RnL = torch.cat([noisy_BnL] * (len(self._waiting) // self.documents))
+        shape = noisy_RnL.shape[:2]
+        hidden_RnD = self._context.extend(
+            np.zeros(shape, np.int64), np.full(shape, tower), np.ones(shape, np.int64), noisy_RnL, time, keep=False
+        )
+        return self._guide(self.model.latent_out(hidden_RnD))
+
+    def _guide(self, said_R: Tensor) -> Tensor:
+        """What is said of each document, with what is said of its twin."""
+        if not self._guided:
+            return said_R[: self.documents]
+        own_B, alone_B = said_R.split(self.documents)
+        return alone_B + self.guidance * (own_B - alone_B)
+
+    def _read(self) -> Tensor:
+        """The state [R, D] at the end of each row, once what waits is read; of no use where a row has nothing new."""
+        length_R = np.array([*map(_length, self._waiting)])
+        R, n = len(length_R), int(length_R.max())
+        if n == 0:
+            return self._end_RD
+        ids_Rn, tower_Rn, block_Rn = (np.zeros((R, n), np.int64) for _ in range(3))
+        pictures = [stretch.latents for row in self._waiting for stretch in row if stretch.latents is not None]
+        latents_RnL = torch.zeros(R, n, pictures[0].shape[1]) if pictures else None
+        for row, stretches in enumerate(self._waiting):
+            at = 0
+            for number, stretch in enumerate(stretches, 1):
+                here = row, slice(at, at + len(stretch.ids))
+                ids_Rn[here], tower_Rn[here] = stretch.ids, stretch.tower
+                if stretch.latents is not None and latents_RnL is not None:
+                    block_Rn[here], latents_RnL[here] = number, torch.from_numpy(stretch.latents.astype(np.float32))
+                at += len(stretch.ids)
+        hidden_RnD = self._context.extend(ids_Rn, tower_Rn, block_Rn, latents_RnL, length_B=length_R)
+        last_R = torch.from_numpy(length_R - 1).to(hidden_RnD.device)
+        self._end_RD = hidden_RnD[torch.arange(R, device=hidden_RnD.device), last_R]
+        self._waiting = [[] for _ in self._waiting]
+        return self._end_RD
+
+
+def _length(stretches: Sequence[Stretch]) -> int:
+    return sum(len(stretch.ids) for stretch in stretches)
