@@ -17,8 +17,10 @@ from motet.orchestration import cli, judges
 from motet.orchestration.heldout import follow, heldout_pairs
 from motet.orchestration.samples import Sampler
 from motet.orchestration.sheet import label
+from motet.orchestration.workflow import Workflow
 from motet.tokenizers.errors import UserError
 from motet.tokenizers.registry import find
+from motet.trainer.config import load
 from motet.trainer.generate import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +110,14 @@ def test_a_sheet_is_a_picture_that_equal_seeds_repeat(run: Path, tmp_path: Path,
     sheet = Image.open(tmp_path / "one.png")
     assert sheet.format == "PNG" and sheet.width > 900 and sheet.height > 500
     assert len(np.unique(np.asarray(sheet.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_captions_example_can_be_read() -> None:
+    captions = ROOT / "examples/captions"
+    steps = [step.run.split()[0] for step in Workflow.load(captions / "workflow.yaml").ordered()]
+    assert steps.count("sheet") == 2
+    kinds = [load(captions / f"{name}.yaml").objective.kind for name in ("chameleon", "transfusion")]
+    assert kinds == ["chameleon", "transfusion"]
 
 
 def test_the_label_tells_size_steps_data_and_draw(sampler: Sampler) -> None:

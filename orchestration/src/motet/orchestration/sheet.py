@@ -28,6 +28,7 @@ SIDE, GAP, LINE, COLUMNS = 112, 12, 15, 4
 """Pixels: a picture, the space around it, a line of text; examples in a row."""
 CELL = 2 * SIDE + 2 * GAP
 INK, SOFT, PAPER = (24, 24, 27), (113, 113, 122), (255, 255, 255)
+_SAID = {"top_p": "top-p", "steps": "denoising steps"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def label(trained: Trained, sampling: Sampling, count: int) -> str:
     config, state = trained.config, trained.state
     weights = sum(weight.numel() for weight in trained.model.parameters())
     records = Records.of(config.data, config.data.paths)
-    drawn = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in dataclasses.asdict(sampling).items())
+    drawn = ", ".join(f"{_SAID.get(name, name)} {value:g}" for name, value in dataclasses.asdict(sampling).items())
     return (
         f"{config.objective.kind}, {weights / 1e6:.1f} million weights, {len(trained.towers)} towers of "
         f"{config.model.layers} layers and width {config.model.dim}; {state.step:,} steps, {state.tokens:,} tokens, "
