@@ -265,6 +265,21 @@ def test_tiktoken_ranks_are_read(fitted, tmp_path):
         build(file, "gpt2")
 
 
+def test_the_bytes_of_the_ids_are_the_bytes_of_the_text(fitted):
+    tokenizer = build(fitted)
+    lengths = tokenizer.byte_lengths()
+    for text in [*SOME, *random_texts(200)]:
+        (tokens,) = tokenizer.encode([text])
+        assert lengths[tokens.ids].sum() == len(text.encode())
+
+
+def test_only_a_byte_level_vocabulary_has_bytes_of_ids(fitted, tmp_path):
+    content = json.loads((fitted / "tokenizer.json").read_text())
+    content["decoder"] = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert build(tmp_path).byte_lengths() is None
+
+
 def test_anything_a_model_writes_decodes(fitted):
     tokenizer = build(fitted)
     ids = np.random.default_rng(0).integers(0, 4096, 10_000).astype(np.int32)

@@ -10,7 +10,7 @@ from motet.trainer.checkpoint import open_model
 from motet.trainer.corpus import Corpus
 from motet.trainer.generate import Generator
 from motet.trainer.model.cache import Context
-from motet.trainer.stream import heldout_batches
+from motet.trainer.stream import heldout
 from motet.trainer.train import train
 
 FAMILY = {
@@ -64,7 +64,7 @@ def test_a_cache_gives_what_whole_forward_passes_give(member, train_config, disc
             Generator(model, trained.vocabulary, trained.towers)
         return
     corpus = Corpus.open([discrete_dataset], "heldout", 0.1)
-    batch = next(heldout_batches(corpus, trained.vocabulary, trained.towers, config.data, 1, 1000))
+    batch = next(heldout(corpus, trained.vocabulary, trained.towers, config.data, 1000).once(1))
     with torch.no_grad():
         hidden_TD = torch.empty(config.data.sequence, model.config.dim, dtype=torch.float64)
         hidden_TD[batch.order_T] = model(batch)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from motet.trainer import objective
-from motet.trainer.objective import linear_cross_entropy
+from motet.trainer.objective import label_ranks, linear_cross_entropy
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
@@ -30,6 +30,19 @@ def test_chunked_cross_entropy_equals_the_plain_one(monkeypatch, rows, z_loss):
     torch.testing.assert_close(nats, plain, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(*leaves, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-11, atol=1e-12)
+
+
+def test_a_label_is_ranked_among_the_ids_of_its_own_range(monkeypatch):
+    monkeypatch.setattr(objective, "CHUNK_LOGITS", 32)
+    random = torch.Generator().manual_seed(3)
+    hidden, weight = torch.randn(41, 6, generator=random), torch.randn(13, 6, generator=random)
+    label, ranges = torch.randint(13, (41,), generator=random), [(0, 4), (4, 5), (5, 13)]
+    found = label_ranks(hidden, weight, label, ranges).tolist()
+    for row, (rank, own) in enumerate(zip(found, label.tolist(), strict=True)):
+        begin, end = next((b, e) for b, e in ranges if b <= own < e)
+        in_order = sorted(range(begin, end), key=lambda i: -float(hidden[row] @ weight[i]))
+        assert in_order.index(own) == rank
+    assert 0 in found and max(found) > 3
 
 
 def test_huge_scores_do_not_overflow():

@@ -16,7 +16,7 @@ from motet.trainer.corpus import Corpus
 from motet.trainer.metrics import hash_of_rows, wrapped
 from motet.trainer.plan import Plan
 from motet.trainer.render import Noise
-from motet.trainer.stream import Stream, heldout_batches
+from motet.trainer.stream import Stream, heldout
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 
@@ -258,7 +258,7 @@ def test_held_out_batches_are_one_fixed_pass(dataset, vocabulary):
     towers = Towers.of(vocabulary, {})
 
     def batches(limit=None, **changes):
-        return list(heldout_batches(corpus, vocabulary, towers, config(**changes), 4, 1000, limit))
+        return list(heldout(corpus, vocabulary, towers, config(**changes), 1000).once(4, limit))
 
     found = batches()
     assert all(batch.rows == 4 for batch in found)
@@ -268,7 +268,8 @@ def test_held_out_batches_are_one_fixed_pass(dataset, vocabulary):
     assert all(same(a, b) for a, b in zip(batches(limit=8), found[:2], strict=True))
     (filled,) = batches(limit=3)
     assert filled.rows == 4 and (in_sequence(filled, filled.document_T)[-200:] == 0).all()
-    assert list(heldout_batches(Corpus.open([dataset], "heldout", 0.0), vocabulary, towers, config(), 4, 1000)) == []
+    nothing = Corpus.open([dataset], "heldout", 0.0)
+    assert list(heldout(nothing, vocabulary, towers, config(), 1000).once(4)) == []
 
 
 def test_a_model_that_knows_more_modalities_reads_data_with_fewer(vocabulary, documents, write_dataset):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from motet.orchestration.commands import generate, inspect, run, tokenize, tokenizer, train
+from motet.orchestration.commands import generate, inspect, run, score, tokenize, tokenizer, train
 from motet.tokenizers.errors import UserError
 
 
@@ -72,6 +72,8 @@ app.command("why", rich_help_panel="Shards to model")(train.why)
 app.command("evaluate", rich_help_panel="Shards to model")(train.evaluate)
 app.command("export", rich_help_panel="Shards to model")(train.export)
 app.command("generate", rich_help_panel="Shards to model")(generate.generate)
+app.command("score", rich_help_panel="Shards to model")(score.score)
+app.command("sheet", rich_help_panel="Shards to model")(score.sheet)
 app.command("run", rich_help_panel="The whole line")(run.run)
 
 

@@ -97,6 +97,10 @@ class BPE(Tokenizer):
         """The text as UTF-8."""
         return sample.encode("utf-8", "replace")
 
+    def byte_lengths(self) -> np.ndarray | None:
+        """Bytes of each id; None for a `tokenizer.json` that is not byte-level, where they depend on the ids beside it."""
+        return np.array([len(token) for token in self._bytes]) if self._decode == self._join else None
+
     @classmethod
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         """Learn merges from UTF-8 texts and write `out/tokenizer.json`; every byte is in the vocabulary.

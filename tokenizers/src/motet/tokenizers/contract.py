@@ -132,6 +132,10 @@ class Tokenizer(ABC):
     def dump(self, sample: Any) -> bytes:
         """The sample as a file of type `spec.media_type`."""
 
+    def byte_lengths(self) -> np.ndarray | None:
+        """How many bytes of raw text each id stands for, int64 [ids]; None where an id does not stand for so many bytes."""
+        return None
+
     @classmethod
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         """Fit a new tokenizer on raw files and write it into the folder `out`; returns what was measured.

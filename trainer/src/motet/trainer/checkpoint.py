@@ -103,6 +103,14 @@ def latest(out: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+def checkpoint_of(path: Path) -> Path:
+    """A run folder's newest checkpoint, or the checkpoint that `path` is itself; UserError if there is none."""
+    found = path if NAME.fullmatch(path.name) else latest(path)
+    if found is None or not found.is_dir():
+        raise UserError(f"{path}: holds no checkpoint; train first, or name a run folder or one of its checkpoints")
+    return found
+
+
 def read_state(path: Path) -> State:
     """The `state.json` of the checkpoint `path`, checked against its hash; DamagedCheckpoint."""
     try:
@@ -133,9 +141,7 @@ def open_model(path: Path) -> Trained:
 
     UserError if there is none, DamagedCheckpoint if its bytes have changed.
     """
-    found = path if NAME.fullmatch(path.name) else latest(path)
-    if found is None or not found.is_dir():
-        raise UserError(f"{path}: holds no checkpoint; train first, or name a run folder or one of its checkpoints")
+    found = checkpoint_of(path)
     state = read_state(found)
     config = validate(state.config, TrainConfig, str(found / STATE))
     vocabulary = Vocabulary.from_json(state.vocabulary)

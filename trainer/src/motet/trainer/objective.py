@@ -12,7 +12,7 @@ Letters: T rows of the batch, M rows with a label, D model width, V vocabulary, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +47,30 @@ class Losses:
         sums: for each modality the summed cross-entropy in nats, for `diffusion` the summed mean squared error of
             patches; scalars without gradient, on the device.
         counts: how many terms each sum has, likewise.
+        nats_M, error_N: the terms themselves, of each label and of each latent patch; error_N is empty without diffusion.
+        rank_M: `label_ranks`, where asked for.
     """
 
     total: Tensor
     sums: dict[str, Tensor]
     counts: dict[str, Tensor]
+    nats_M: Tensor
+    error_N: Tensor
+    rank_M: Tensor | None
 
 
-def losses(model: nn.Module, batch: GroupedBatch, config: ObjectiveConfig, counts: Mapping[str, int]) -> Losses:
+def losses(
+    model: nn.Module,
+    batch: GroupedBatch,
+    config: ObjectiveConfig,
+    counts: Mapping[str, int],
+    ranges: Sequence[tuple[int, int]] = (),
+) -> Losses:
     """Losses of one micro-batch.
 
     `counts` are the numbers of labels of each modality, and of latent patches under `diffusion`, in the whole global
     batch. A modality's labels weigh `config.weights` (default 1) each; the text loss is their mean over all labels.
+    With `ranges`, [begin, end) of the codebooks' ids, each label is ranked within its own.
     """
     bare: Any = getattr(model, "module", model)  # a parallel wrapper's hooks run in forward; heads are the model's own
     diffuse = config.kind == "transfusion" and bare.latent_in is not None
@@ -73,13 +85,10 @@ def losses(model: nn.Module, batch: GroupedBatch, config: ObjectiveConfig, count
     scale = torch.stack([hidden_TD.new_full((), config.weights.get(name, 1.0) / labels) for name in names])
     modality_M = batch.label_modality_T[batch.label_row_M].long()
     scale_M = scale[modality_M]
-    total, nats_M = linear_cross_entropy(
-        hidden_TD.index_select(0, batch.label_row_M),
-        bare.head.weight,
-        batch.labels_T[batch.label_row_M],
-        scale_M,
-        config.z_loss,
-    )
+    hidden_MD, label_M = hidden_TD.index_select(0, batch.label_row_M), batch.labels_T[batch.label_row_M]
+    total, nats_M = linear_cross_entropy(hidden_MD, bare.head.weight, label_M, scale_M, config.z_loss)
+    rank_M = label_ranks(hidden_MD, bare.head.weight, label_M, ranges) if ranges else None
+    error_N = nats_M.new_empty(0)
     zero = nats_M.new_zeros(len(names))
     sums = dict(zip(names, zero.index_add(0, modality_M, nats_M), strict=True))
     terms = dict(zip(names, zero.index_add(0, modality_M, torch.ones_like(nats_M)), strict=True))
@@ -88,10 +97,27 @@ def losses(model: nn.Module, batch: GroupedBatch, config: ObjectiveConfig, count
         predicted_NL = bare.latent_out(hidden_TD.index_select(0, batch.latent_row_N))
         target_NL = diffusion.target(batch.latents_ND, batch.noise_ND)
         error_NL = F.mse_loss(predicted_NL.to(hidden_TD.dtype), target_NL.to(hidden_TD.dtype), reduction="none")
-        error = error_NL.mean(-1).sum()
-        sums[DIFFUSION], terms[DIFFUSION] = error.detach(), zero.new_full((), len(error_NL))
+        error_N = error_NL.mean(-1)
+        error = error_N.sum()
+        sums[DIFFUSION], terms[DIFFUSION] = error.detach(), zero.new_full((), len(error_N))
         total = total + config.diffusion_weight * error / max(counts.get(DIFFUSION, 0), 1)
-    return Losses(total, sums, terms)
+    return Losses(total, sums, terms, nats_M, error_N.detach(), rank_M)
+
+
+@torch.no_grad()
+def label_ranks(hidden_MD: Tensor, weight_VD: Tensor, label_M: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    """How many ids of its range score higher than each label: int64 [M], 0 where the label is the likeliest.
+
+    `ranges` are [begin, end) of ids; together they hold every label. It waits for the device: for evaluation only.
+    """
+    rank_M = torch.zeros_like(label_M)
+    for begin, end in ranges:
+        own_N = ((label_M >= begin) & (label_M < end)).nonzero().squeeze(-1)
+        for own_C in own_N.split(max(CHUNK_LOGITS // (end - begin), 16)):
+            scores_CV = hidden_MD[own_C] @ weight_VD[begin:end].to(hidden_MD.dtype).t()
+            of_label_C1 = scores_CV.gather(-1, (label_M[own_C] - begin).unsqueeze(-1))
+            rank_M[own_C] = (scores_CV > of_label_C1).sum(-1)
+    return rank_M
 
 
 def linear_cross_entropy(

@@ -28,7 +28,7 @@ from .objective import DIFFUSION
 from .plan import Cursor, Loss, Plan
 from .records import LostBatches, Records
 from .render import Noise, Renderer
-from .stream import Stream, heldout_batches
+from .stream import Stream, heldout
 from .upcycle import Dense, first_loss
 from .vocabulary import TEXT, Towers, Vocabulary
 
@@ -139,11 +139,9 @@ class Run:
         data, rows, noise_steps = self.config.data, self.config.micro_rows, self.config.objective.noise_steps
         limit, objective = self.config.evaluate_rows, self.config.objective
         while True:
-            batches = heldout_batches(
-                self.unseen, self.vocabulary, self.towers, data, rows, noise_steps, limit, self.unseen_lost
-            )
+            stream = heldout(self.unseen, self.vocabulary, self.towers, data, noise_steps, self.unseen_lost)
             try:
-                return means(self.losses, heldout_tally(self.model, batches, objective, self.losses))
+                return means(self.losses, heldout_tally(self.model, stream.once(rows, limit), objective, self.losses))
             except LostBatches as error:
                 log.warning("%s; held-out losses are of the documents that are left", error)
                 self.unseen_lost += [Loss(0, each) for each in error.lost]

@@ -65,16 +65,24 @@ class Stream:
 
     def once(self, micro_rows: int, limit: int | None = None) -> Iterator[GroupedBatch]:
         """One pass over the plan's documents, or over its first `limit` rows; the last batch is filled with padding."""
+        return map(self.batch, self.rows_once(micro_rows, limit))
+
+    def batch(self, rows: Rows) -> GroupedBatch:
+        """These rows, which have been read, as one batch."""
+        return self._renderer.batch(rows)
+
+    def rows_once(self, micro_rows: int, limit: int | None = None) -> Iterator[Rows]:
+        """The rows of each batch of `once`, read."""
         left: Rows | None = None
         for rows in self._first(limit):
             found = Rows.joined([left, rows]) if left else rows
             whole = len(found) // micro_rows * micro_rows
             read = found.taken(range(whole)).read(self.plan.corpus)
             for at in range(0, whole, micro_rows):
-                yield self._renderer.batch(read.taken(range(at, at + micro_rows)))
+                yield read.taken(range(at, at + micro_rows))
             left = found.taken(range(whole, len(found)))
         if left:
-            yield self._renderer.batch(left.filled_up(micro_rows).read(self.plan.corpus))
+            yield left.filled_up(micro_rows).read(self.plan.corpus)
 
     def _first(self, limit: int | None) -> Iterator[Rows]:
         """One pass, cut off after `limit` rows."""
@@ -87,23 +95,21 @@ class Stream:
                 break
 
 
-def heldout_batches(
+def heldout(
     corpus: Corpus,
     vocabulary: Vocabulary,
     towers: Towers,
     data: DataConfig,
-    micro_rows: int,
     noise_steps: int,
-    limit: int | None = None,
     losses: Iterable[Loss] = (),
-) -> Iterator[GroupedBatch]:
-    """One pass over held-out documents, each once: the same rows, orders and noise whatever the training's seed.
+) -> Stream:
+    """Held-out documents, to be passed over once: the same order and noise whatever the training's seed.
 
-    `corpus` is the held-out split; nothing comes of an empty one. `limit` bounds the rows. `losses` are left out.
+    `corpus` is the held-out split; nothing comes of an empty one. `losses` are left out.
     """
-    plan = Plan(corpus, data.unweighed, micro_rows, EVALUATION_SEED)
+    plan = Plan(corpus, data.unweighed, 1, EVALUATION_SEED)
     plan.lose(losses)
-    yield from Stream(plan, vocabulary, towers, Noise(EVALUATION_SEED, noise_steps)).once(micro_rows, limit)
+    return Stream(plan, vocabulary, towers, Noise(EVALUATION_SEED, noise_steps))
 
 
 def _multiples(rows: int, world: int) -> str:

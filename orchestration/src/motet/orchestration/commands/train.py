@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def train(
@@ -128,17 +131,38 @@ def evaluate(
     rows: Annotated[int, typer.Option(min=1, help="At most so many packed rows of held-out data.")] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Held-out losses by modality, beside the unigram entropy of the same tokens.
+    """Held-out losses by modality and source, beside the unigram entropy of the same tokens.
 
     Example: `motet evaluate run`
     """
+    from motet.tokenizers.errors import UserError
+    from motet.trainer.checkpoint import checkpoint_of, read_state
     from motet.trainer.evaluate import evaluate as measure
-    from motet.trainer.evaluate import table
+    from motet.trainer.evaluate import source_table, table
 
-    found = measure(run, rows)
+    paths = read_state(checkpoint_of(run)).config["data"]["paths"]
+    lengths, reason = None, "a text tokenizer whose ids do not stand for bytes"
+    try:
+        lengths = _byte_lengths(paths[0])
+    except UserError as error:
+        reason = str(error)
+    found = measure(run, rows, lengths)
     if as_json:
         typer.echo(json.dumps(found))
         return
     from rich.console import Console
 
-    Console().print(table(found))
+    console = Console()
+    console.print(table(found))
+    if lengths is None:
+        console.print(f"No bits per byte: {reason}", highlight=False)
+    if len(found["sources"]) > 1:
+        console.print(source_table(found))
+
+
+def _byte_lengths(dataset: str) -> np.ndarray | None:
+    """Of the ids of the text tokenizer that encoded a dataset; UserError if it cannot be had any more."""
+    from motet.pipeline.dataset_tokenizers import dataset_tokenizers
+    from motet.pipeline.manifest import Manifest
+
+    return dataset_tokenizers(Manifest.load(dataset), ["text"])["text"].byte_lengths()
