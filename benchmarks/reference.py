@@ -150,6 +150,7 @@ def grouped(rows: Rows, towers: Sequence[int] | None = None, dtype: torch.dtype 
         latents_ND=torch.from_numpy(rows.clean[reading]).to(dtype),
         noise_ND=torch.from_numpy(rows.noise[reading]).to(dtype),
         time_N=torch.from_numpy(rows.time[reading]),
+        pictures=tuple((n, 1) for n in np.unique(rows.block[rows.block > 0], return_counts=True)[1].tolist()),
         modalities=rows.modalities,
         rows=rows.ids.shape[0],
         sequence=rows.ids.shape[1],
@@ -162,17 +163,25 @@ def counts_of(rows: Rows) -> dict[str, int]:
     return counted | {"diffusion": int(rows.is_latent.sum())}
 
 
-def plain_hidden(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None = None) -> Tensor:
-    """[B, S, D] after the last norm, in sequence order."""
-    return _run(weights, config, rows, noisy)[0]
+def plain_hidden(weights: Mapping[str, Tensor], config: Any, rows: Rows) -> Tensor:
+    """[B, S, D] after the last norm, in sequence order, of rows without latents."""
+    return _run(weights, config, rows, None)[0]
+
+
+def linear_patches(w: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor) -> tuple[Tensor, Any]:
+    """(what latents become on entering, [N, D], what hidden states become on leaving)."""
+    wave = timestep(rows.time, config.dim).to(noisy.dtype)
+    hidden = wave @ w["patches.time.0.weight"].T + w["patches.time.0.bias"]
+    step = (hidden * torch.sigmoid(hidden)) @ w["patches.time.2.weight"].T + w["patches.time.2.bias"]
+    return noisy @ w["patches.latent_in.weight"].T + step, lambda left: left @ w["patches.latent_out.weight"].T
 
 
 def plain_losses(
-    weights: Mapping[str, Tensor], config: Any, objective: Any, rows: Rows
+    weights: Mapping[str, Tensor], config: Any, objective: Any, rows: Rows, patches: Any = linear_patches
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(total loss, sums by modality) of the whole batch."""
+    """(total loss, sums by modality) of the whole batch; `patches` carries latents in and out."""
     dtype = weights["norm"].dtype
-    noisy = None
+    entered = None
     if rows.is_latent.any():
         clean, noise = (torch.from_numpy(x).to(dtype) for x in (rows.clean, rows.noise))
         if objective.diffusion == "flow":
@@ -181,7 +190,8 @@ def plain_losses(
         else:
             kept = torch.from_numpy(_alpha_bar(objective.noise_steps)[rows.time]).to(dtype)[:, None]
             noisy, target = kept.sqrt() * clean + (1 - kept).sqrt() * noise, noise
-    hidden, uneven = _run(weights, config, rows, noisy)
+        entered, leave = patches(weights, config, rows, noisy)
+    hidden, uneven = _run(weights, config, rows, entered)
     logits = hidden @ weights["head.weight"].T
     log_z = logits.exp().sum(-1).log()
     sums: dict[str, Tensor] = {}
@@ -194,38 +204,25 @@ def plain_losses(
         sums[name] = nats.sum()
         weight = objective.weights.get(name, 1.0)
         total = total + weight * (nats.sum() + objective.z_loss * (log_z[b, s] ** 2).sum()) / max(labels, 1)
-    if noisy is not None and objective.kind == "transfusion":
-        predicted = hidden[torch.from_numpy(rows.is_latent)] @ weights["latent_out.weight"].T
+    if entered is not None and objective.kind == "transfusion":
+        predicted = leave(hidden[torch.from_numpy(rows.is_latent)])
         error = ((predicted - target) ** 2).mean(-1).sum()
         sums["diffusion"] = error
         total = total + objective.diffusion_weight * error / counts["diffusion"]
     return total, sums
 
 
-def _run(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None) -> tuple[Tensor, Tensor]:
+def _run(weights: Mapping[str, Tensor], config: Any, rows: Rows, entered: Tensor | None) -> tuple[Tensor, Tensor]:
     """(hidden states, weighed unevenness of experts summed over tokens)."""
     masks = [torch.from_numpy(rows.tower == g) for g in range(rows.towers)]
-    x = torch.stack([_embed(weights, config, rows, noisy, row) for row in range(rows.ids.shape[0])])
+    x = weights["embedding.weight"][torch.from_numpy(rows.ids)]
+    if entered is not None:
+        x = x.index_put((torch.from_numpy(rows.is_latent),), entered)
     uneven = x.new_zeros(())
     for layer in range(config.layers):
         x, more = _layer(weights, f"blocks.{layer}.", config, rows, masks, x)
         uneven = uneven + more
     return _each(masks, x, lambda g, part: _rms(part, config.norm_eps) * _own(weights["norm"], g)), uneven
-
-
-def _embed(weights: Mapping[str, Tensor], config: Any, rows: Rows, noisy: Tensor | None, row: int) -> Tensor:
-    w = weights
-    x = w["embedding.weight"][torch.from_numpy(rows.ids[row])]
-    if noisy is not None:
-        before = int(rows.is_latent[:row].sum())
-        here = torch.from_numpy(rows.is_latent[row])
-        n = int(here.sum())
-        wave = _timestep(rows.time[before : before + n], config.dim).to(x.dtype)
-        hidden = wave @ w["time.0.weight"].T + w["time.0.bias"]
-        step = (hidden * torch.sigmoid(hidden)) @ w["time.2.weight"].T + w["time.2.bias"]
-        x = x.clone()
-        x[here] = noisy[before : before + n] @ w["latent_in.weight"].T + step
-    return x
 
 
 def _layer(
@@ -334,7 +331,8 @@ def _rms(x: Tensor, eps: float) -> Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
-def _timestep(time: np.ndarray, dim: int) -> Tensor:
+def timestep(time: np.ndarray, dim: int) -> Tensor:
+    """Sines and cosines of the diffusion step."""
     half = (dim + 1) // 2
     angle = time[:, None] * np.exp(-9.21 * np.arange(half) / half)[None]
     return torch.from_numpy(np.concatenate((np.sin(angle), np.cos(angle)), -1)[:, :dim])

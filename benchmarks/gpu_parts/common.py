@@ -104,7 +104,7 @@ def shape(dim: int, layers: int, heads: int, norm: str = "after") -> Any:
     """A model's configuration."""
     return SimpleNamespace(
         **dict(dim=dim, layers=layers, heads=heads, kv_heads=None, ffn=None, norm=norm, norm_eps=1e-6, qk_norm=True),
-        **dict(rope_theta=1e4, untied=("qkv", "out", "ffn", "norms"), experts={}, cross_layers=None),
+        **dict(rope_theta=1e4, untied=("qkv", "out", "ffn", "norms"), experts={}, cross_layers=None, unet=None),
     )
 
 

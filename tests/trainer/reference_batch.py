@@ -43,6 +43,7 @@ def documents_of(vocabulary: Vocabulary, documents: Sequence[Sequence[tuple[str,
         modality_S=np.array([names.index(modality) for modality, _ in spans], np.uint8),
         length_S=length_S,
         at_S=at_S.astype(np.int64),
+        height_S=np.where(latent_S, [tokens.shape[0] for _, tokens in spans], 0) if spans else at_S,
         tokens_T=np.concatenate([np.empty(0, np.int64), *(t.ids for m, t in spans if m != latent)]).astype(np.int64),
         latents_VW=np.concatenate(
             [np.empty((0, vocabulary.latent_dim), np.float16), *(t.latents for m, t in spans if m == latent)]
@@ -173,6 +174,10 @@ def reference_batch(vocabulary: Vocabulary, towers: Towers, rows: Rows, sequence
         ),
         noise_ND=torch.from_numpy(drawn[0]),
         time_N=torch.from_numpy(drawn[1]),
+        pictures=tuple(
+            (height := int(documents.height_S[span]), length // height)
+            for span, length in zip(span_G[latent_G].tolist(), length_G[latent_G].tolist(), strict=True)
+        ),
         latent_modality=vocabulary.latent_modality,
     )
 

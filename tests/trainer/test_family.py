@@ -20,6 +20,7 @@ FAMILY = {
     "attention untied": {"untied": ["qkv", "out"]},
     "norms before, grouped queries": {"norm": "before", "kv_heads": 1, "heads": 4},
     "crossing in the middle": {"cross_layers": [1], "layers": 3},
+    "latents through a U-Net": {"unet": {"patch": 2, "channels": [8, 16], "blocks": 1}},
     "text experts by token": {"experts": {"text": {"count": 4}}},
     "text experts, two a token": {"experts": {"text": {"count": 4, "top": 2}}},
     "text experts by expert": {"experts": {"text": {"count": 4, "routing": "expert"}}},

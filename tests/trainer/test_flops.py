@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from motet.trainer.config import ModelConfig
 from motet.trainer.flops import batch_flops, forward_flops, mean_visible_keys, parameters, peak, training_flops
 from motet.trainer.model.mot import MoT
+from motet.trainer.model.patches import UNetPatches
 
 
 def shape(dim, layers, heads, **changes):
@@ -77,6 +78,7 @@ def test_parameters_are_those_of_the_model(qk_norm, latent_dim):
         {"untied": ["qkv", "norms"]},
         {"untied": []},
         {"experts": {"a": {"count": 4, "top": 2}}},
+        {"unet": {"patch": 1, "channels": [6], "blocks": 2}},
         {"untied": ["ffn", "out"], "experts": {"a": {"count": 4, "routing": "expert"}, "b": {"count": 2}}},
     ):
         config = shape(64, 3, 4, kv_heads=2, qk_norm=qk_norm, **changes)
@@ -99,6 +101,7 @@ def one_document(length):
         offsets_G=torch.tensor([length], dtype=torch.int32),
         counts=(length,),
         latent_row_N=index[:0],
+        latents_ND=torch.zeros(0, 0),
         rows=1,
         sequence=length,
     )
@@ -111,6 +114,18 @@ def test_forward_equals_torchs_counter():
         model.logits(model(batch))
     keys_that_torch_counts = 0  # it counts no attention on a CPU
     assert counter.get_total_flops() == 48 * forward_flops(config, 100, keys_that_torch_counts)
+
+
+@pytest.mark.parametrize(("patch", "channels"), [(1, (8,)), (2, (6, 8)), (4, (4, 6, 8))])
+def test_a_unet_costs_what_torch_counts(patch, channels):
+    """But for the timestep's products, once a picture."""
+    patches, n = UNetPatches(64, 3 * patch**2, patch, channels, 2), 12
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        x, passage = patches.into(torch.randn(n, 3 * patch**2), torch.zeros(n), [(3, 4)])
+        patches.out(x, passage)
+    counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(count for name, count in counts.items() if "convolution" in str(name))
+    assert convolutions == n * patches.flops() and convolutions > 0.9 * counter.get_total_flops()
 
 
 @pytest.mark.parametrize("routing", ["token", "expert"])

@@ -237,7 +237,9 @@ def denoised(generator, before, shape, noise_NL, steps, guidance=1.0):
             time_N=torch.cat([batch.time_N[:-n], torch.full((n,), time)]),
         )
         with torch.no_grad():
-            return generator.model.latent_out(generator.model(batch)[batch.latent_row_N[-n:]])
+            patches = generator.model.patches
+            patch_ND, passage = patches.into(batch.latents_ND, batch.time_N, batch.pictures)
+            return patches.out(generator.model(batch, patch_ND)[batch.latent_row_N], passage)[-n:]
 
     def predict(noisy_NL, time):
         own, alone = said([*before, empty], 0, noisy_NL, time), said([empty], 1, noisy_NL, time)
@@ -295,7 +297,10 @@ def test_guidance_between_equals_changes_nothing():
     noisy = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0)).double()
     for draft in (plain, guided):
         draft.open(marker)
-    for ask in (lambda d: d.scores([(0, 9), (20, 30)]), lambda d: d.predict(noisy, 50, generator._tower["image"])):
+    for ask in (
+        lambda d: d.scores([(0, 9), (20, 30)]),
+        lambda d: d.predict(noisy, 50, generator._tower["image"], (2, 2)),
+    ):
         with torch.no_grad():
             torch.testing.assert_close(ask(guided), ask(plain), rtol=0, atol=1e-12)
 

@@ -22,6 +22,10 @@ _spec = importlib.util.spec_from_file_location("motet_reference", ROOT / "benchm
 reference = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = reference
 _spec.loader.exec_module(reference)
+_spec = importlib.util.spec_from_file_location("reference_unet", Path(__file__).with_name("reference_unet.py"))
+_unet = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_unet)
+unet_patches = _unet.unet_patches
 
 VOCABULARY = 60
 
@@ -116,7 +120,17 @@ def test_every_member_of_the_family_equals_a_plain_loop(member, norm):
         agree_with_a_plain_loop(shape(norm=norm, **FAMILY[member]), rows, latent_dim, recompute)
 
 
-def agree_with_a_plain_loop(config, rows, latent_dim, recompute="none", diffusion="ddpm"):
+@pytest.mark.parametrize(("patch", "channels"), [(1, (6,)), (2, (4, 8))])
+def test_a_unet_equals_a_plain_one(patch, channels):
+    rows = reference.random_rows(3, 3, 48, [1.0, 1.0, 1.0], VOCABULARY, 3 * patch**2, span=8)
+    config = shape(unet={"patch": patch, "channels": channels, "blocks": 2})
+    model, _ = agree_with_a_plain_loop(config, rows, 3 * patch**2, patches=unet_patches(reference.timestep))
+    assert all(weight.grad.any() for name, weight in model.named_parameters() if name.startswith("patches"))
+
+
+def agree_with_a_plain_loop(
+    config, rows, latent_dim, recompute="none", diffusion="ddpm", patches=reference.linear_patches
+):
     """Losses and all gradients equal those of the float64 reference; (the model, the batch)."""
     aim = objective(kind="transfusion" if latent_dim else "chameleon", diffusion=diffusion)
     model = model_of(config, rows.towers, latent_dim, vocabulary=max(VOCABULARY, rows.ids.max() + 1))
@@ -126,7 +140,7 @@ def agree_with_a_plain_loop(config, rows, latent_dim, recompute="none", diffusio
     found.total.backward()
 
     weights = {name: w.detach().clone().requires_grad_() for name, w in model.named_parameters()}
-    total, sums = reference.plain_losses(weights, config, aim, rows)
+    total, sums = reference.plain_losses(weights, config, aim, rows, patches)
     total.backward()
     if not latent_dim:
         hidden_TD = reference.plain_hidden(weights, config, rows).flatten(0, 1)[batch.order_T]

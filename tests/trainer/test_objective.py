@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from motet.trainer import objective
+from motet.trainer.model.patches import LinearPatches
 from motet.trainer.objective import label_ranks, linear_cross_entropy
 
 
@@ -61,11 +62,10 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.hidden = torch.nn.Parameter(hidden)
         self.head = torch.nn.Linear(hidden.shape[1], vocabulary, bias=False).double()
-        self.latent_in = torch.nn.Linear(latent_dim, 1)
-        self.latent_out = torch.nn.Linear(hidden.shape[1], latent_dim, bias=False).double()
+        self.patches = LinearPatches(hidden.shape[1], latent_dim).double()
         self.rows = slice(None)
 
-    def forward(self, batch, noisy, balance):
+    def forward(self, batch, patches, balance):
         return self.hidden[self.rows]
 
 
@@ -84,6 +84,7 @@ def batch_of(rows, random):
         latents_ND=torch.randn(len(latent), 3, generator=random, dtype=torch.float64),
         noise_ND=noise,
         time_N=torch.zeros(len(latent), dtype=torch.int64),
+        pictures=((1, len(latent)),),
         modalities=("text", "image"),
     )
 
@@ -100,6 +101,7 @@ def part_of(batch, begin, end):
         latents_ND=batch.latents_ND[inside],
         noise_ND=batch.noise_ND[inside],
         time_N=batch.time_N[inside],
+        pictures=((1, int(inside.sum())),),
         modalities=batch.modalities,
     )
 
@@ -134,7 +136,7 @@ def test_losses_of_micro_batches_add_up_to_the_global_mean(diffusion):
     rows = [batch.label_modality_T == m for m in (0, 1)]
     nats = [F.cross_entropy(scores[r], batch.labels_T[r], reduction="sum") for r in rows]
     target = batch.noise_ND - batch.latents_ND if diffusion == "flow" else batch.noise_ND
-    error = F.mse_loss(model.hidden[batch.latent_row_N] @ model.latent_out.weight.T, target)
+    error = F.mse_loss(model.hidden[batch.latent_row_N] @ model.patches.latent_out.weight.T, target)
     torch.testing.assert_close(whole.total, (nats[0] + 0.25 * nats[1]) / labels + 5 * error)
 
 
@@ -149,4 +151,4 @@ def test_nothing_to_learn_gives_zero_with_gradients():
     found = objective.losses(model, batch, config, {"text": 4, "diffusion": 4})
     found.total.backward()
     assert float(found.total.detach()) == 0
-    assert all(w.grad is not None and not w.grad.any() for w in (model.head.weight, model.latent_out.weight))
+    assert all(w.grad is not None and not w.grad.any() for w in (model.head.weight, model.patches.latent_out.weight))

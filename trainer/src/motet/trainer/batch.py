@@ -42,6 +42,7 @@ class GroupedBatch:
         latent_row_N: int64; the grouped rows that hold latents.
         latents_ND: float32, clean. noise_ND: float32, standard normal.
         time_N: int64; diffusion step, equal within a picture.
+        pictures: rows and columns of each picture given as latents, in their order, on the host.
         latent_modality: the continuous modality, if the vocabulary has one.
     """
 
@@ -62,6 +63,7 @@ class GroupedBatch:
     latents_ND: Tensor
     noise_ND: Tensor
     time_N: Tensor
+    pictures: tuple[tuple[int, int], ...]
     latent_modality: str | None
 
     def to(self, device: torch.device | str) -> GroupedBatch:

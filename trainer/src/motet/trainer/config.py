@@ -123,6 +123,20 @@ class Experts(Settings):
         return self
 
 
+class UNet(Settings):
+    """The halves of a U-Net through which latents enter and leave the transformer (arXiv 2408.11039, section 3).
+
+    Attributes:
+        patch: p, a power of two: a token is p x p latent positions, as the VAE tokenizer's `patch` says.
+        channels: of each resolution, from latent positions to tokens: log2(p) + 1 of them, even.
+        blocks: residual blocks at each resolution on either way. The defaults have the paper's 0.27 B parameters.
+    """
+
+    patch: Count = 2
+    channels: tuple[Count, ...] = (512, 1024)
+    blocks: Count = 4
+
+
 class ModelConfig(Settings):
     """The Mixture-of-Transformers (arXiv 2411.04996).
 
@@ -134,6 +148,7 @@ class ModelConfig(Settings):
         untied: which weights each tower has of its own; what is left out is shared by all towers.
         experts: experts in the feed-forward of a tower, by the tower's name.
         cross_layers: layers, from 0, in which towers attend to one another; in the others each only to itself. None = all.
+        unet: how latents enter and leave; None = by one linear map each.
         norm: norms `after` each sub-layer, as in the paper, or `before` it, as in Llama.
         norm_eps: added to the mean square in every norm.
         qk_norm: normalise queries and keys.
@@ -149,6 +164,7 @@ class ModelConfig(Settings):
     untied: tuple[Literal["qkv", "out", "ffn", "norms"], ...] = ("qkv", "out", "ffn", "norms")
     experts: dict[str, Experts] = Field(default_factory=dict)
     cross_layers: list[Annotated[int, Field(ge=0)]] | None = None
+    unet: UNet | None = None
     norm: Literal["after", "before"] = "after"
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     qk_norm: bool = True

@@ -37,6 +37,7 @@ class Documents:
         length_D: int64; rendered tokens, markers included.
         span_D, spans_D: int64; the document's first span, and how many it has.
         modality_S: uint8. length_S: int64, tokens. at_S: int64; where the span starts in `tokens_T` or `latents_VW`.
+        height_S: int64; rows in the grid of a span given as latents.
         tokens_T: int64, the tokenizers' own ids. latents_VW: float16.
         continuous: whether each modality is given as latents.
     """
@@ -52,6 +53,7 @@ class Documents:
     modality_S: np.ndarray
     length_S: np.ndarray
     at_S: np.ndarray
+    height_S: np.ndarray
     tokens_T: np.ndarray
     latents_VW: np.ndarray
 
@@ -75,7 +77,8 @@ class Documents:
     def joined(cls, tables: Sequence[Documents]) -> Documents:
         """Several outlines, one after another."""
         spans = np.cumsum([0, *(len(t.length_S) for t in tables[:-1])])
-        columns = ("number_D", "sample_D2", "source_D", "length_D", "spans_D", "modality_S", "length_S", "at_S")
+        of_documents = ("number_D", "sample_D2", "source_D", "length_D", "spans_D")
+        columns = (*of_documents, "modality_S", "length_S", "at_S", "height_S")
         joined: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in tables]) for name in columns}
         joined["span_D"] = np.concatenate([t.span_D + s for t, s in zip(tables, spans, strict=True)])
         return replace(tables[0], **joined)
@@ -140,7 +143,7 @@ class Corpus:
         documents, ids, latents = self._outline(document_N, place)
         tokens_T = np.empty(ids, np.int64)
         latents_VW = np.empty((latents, records.width), np.uint16)
-        spans = documents.spans_D, documents.modality_S, documents.length_S, documents.at_S
+        spans = documents.spans_D, documents.modality_S, documents.length_S, documents.at_S, documents.height_S
         loops.copy(*place[:4], records.wide_P, records.latent, records.width, *spans, tokens_T, latents_VW)
         return replace(documents, tokens_T=tokens_T, latents_VW=latents_VW.view(np.float16))
 
@@ -162,6 +165,7 @@ class Corpus:
             modality_S=modality_S,
             length_S=length_S,
             at_S=np.zeros(spans, np.int64),
+            height_S=np.zeros(spans, np.int64),
             tokens_T=np.empty(0, np.int64),
             latents_VW=np.empty((0, records.width), np.float16),
         )

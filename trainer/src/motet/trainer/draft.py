@@ -22,14 +22,16 @@ from torch import Tensor
 
 from .model.cache import Context
 from .model.mot import MoT
+from .model.patches import Grid, Passage
 
 
 class Stretch(NamedTuple):
-    """Some positions of one tower: ids, and float latents [n, L] where they hold a picture as latents."""
+    """Some positions of one tower: ids, and the float latents [n, L] and grid of a picture given as latents."""
 
     ids: np.ndarray
     tower: int
     latents: np.ndarray | None = None
+    grid: Grid = (0, 0)
 
 
 class Draft:
@@ -74,16 +76,24 @@ class Draft:
         end_RD = self._read()[: self.documents + self._guided * self._twins]
         return self._guide(torch.cat([self.model.logits(end_RD, *each) for each in ranges], dim=-1))
 
-    def predict(self, noisy_BnL: Tensor, time: int, tower: int) -> Tensor:
-        """[B, n, L]: what the model predicts of latents at diffusion step `time`, were they to come next."""
-        assert self.model.latent_out is not None, "this model has no continuous modality"
+    def predict(self, noisy_BnL: Tensor, time: int, tower: int, grid: Grid) -> Tensor:
+        """[B, n, L]: what the model predicts of the latents of a picture at diffusion step `time`, were they to come next."""
+        assert self.model.patches is not None, "this model has no continuous modality"
         self._read()
         noisy_RnL = torch.cat([noisy_BnL] * (len(self._waiting) // self.documents))
-        shape = noisy_RnL.shape[:2]
+        R, n = shape = noisy_RnL.shape[:2]
+        patch_ND, passage = self._patches(noisy_RnL.flatten(0, 1), time, [grid] * R)
         hidden_RnD = self._context.extend(
-            np.zeros(shape, np.int64), np.full(shape, tower), np.ones(shape, np.int64), noisy_RnL, time, keep=False
+            np.zeros(shape, np.int64), np.full(shape, tower), np.ones(shape, np.int64), patch_ND, keep=False
         )
-        return self._guide(self.model.latent_out(hidden_RnD))
+        predicted_NL = self.model.patches.out(hidden_RnD.flatten(0, 1), passage)
+        return self._guide(predicted_NL.unflatten(0, (R, n)))
+
+    def _patches(self, latents_NL: Tensor, time: int, pictures: Sequence[Grid]) -> tuple[Tensor, Passage]:
+        assert self.model.patches is not None, "this model has no continuous modality"
+        device = self.model.embedding.weight.device
+        time_N = torch.full((len(latents_NL),), time, device=device)
+        return self.model.patches.into(latents_NL.to(device), time_N, pictures)
 
     def _guide(self, said_R: Tensor) -> Tensor:
         """What is said of each document, with what is said of its twin."""
@@ -99,18 +109,21 @@ class Draft:
         if n == 0:
             return self._end_RD
         ids_Rn, tower_Rn = np.zeros((R, n), np.int64), np.zeros((R, n), np.int64)
-        pictures = [stretch.latents for row in self._waiting for stretch in row if stretch.latents is not None]
+        pictures = [stretch for row in self._waiting for stretch in row if stretch.latents is not None]
         block_Rn = np.zeros((R, n), np.int64) if pictures else None
-        latents_RnL = torch.zeros(R, n, pictures[0].shape[1]) if pictures else None
+        patch_ND = None
+        if pictures:
+            latents_NL = np.concatenate([np.asarray(stretch.latents, np.float32) for stretch in pictures])
+            patch_ND, _ = self._patches(torch.from_numpy(latents_NL), 0, [stretch.grid for stretch in pictures])
         for row, stretches in enumerate(self._waiting):
             at = 0
             for number, stretch in enumerate(stretches, 1):
                 here = row, slice(at, at + len(stretch.ids))
                 ids_Rn[here], tower_Rn[here] = stretch.ids, stretch.tower
-                if stretch.latents is not None and block_Rn is not None and latents_RnL is not None:
-                    block_Rn[here], latents_RnL[here] = number, torch.from_numpy(stretch.latents.astype(np.float32))
+                if stretch.latents is not None and block_Rn is not None:
+                    block_Rn[here] = number
                 at += len(stretch.ids)
-        hidden_RnD = self._context.extend(ids_Rn, tower_Rn, block_Rn, latents_RnL, length_B=length_R)
+        hidden_RnD = self._context.extend(ids_Rn, tower_Rn, block_Rn, patch_ND, length_B=length_R)
         last_R = torch.from_numpy(length_R - 1).to(hidden_RnD.device)
         self._end_RD = hidden_RnD[torch.arange(R, device=hidden_RnD.device), last_R]
         self._waiting = [[] for _ in self._waiting]

@@ -5,6 +5,7 @@ Profilers count grouped products as nothing, so the numbers come from the shapes
     forward per token = 2 (L (2 D H C + 2 D K C + 3 D F) + V D) + 4 s L H C,    training = 3 x forward
 
 with s the mean number of keys that a position sees: short packed documents make attention cheap, and it is counted so.
+What carries latents in and out is added for each patch (`patches`).
 Towers multiply parameters, not arithmetic: each token passes through one. A tower with E experts has E times its
 feed-forward, a router of E x D, and the arithmetic of the router and of as many experts as a token takes.
 
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from .model.mot import feed_forward_width, own
+from .model.patches import patches_of
 
 if TYPE_CHECKING:
     from .batch import GroupedBatch
-    from .config import ModelConfig
+    from .config import ModelConfig, UNet
 
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bf16 FLOP/s of GPUs as their makers state them, by a part of the device's name; the first that fits counts."""
@@ -58,7 +60,7 @@ def pair_cost(config: ModelConfig, vocabulary: int) -> float:
 def parameters(config: ModelConfig, towers: Sequence[str], vocabulary: int, latent_dim: int = 0) -> Parameters:
     """Parameters of a model whose towers have these names."""
     D, C, L = config.dim, config.dim // config.heads, config.layers
-    latent = 2 * D * latent_dim + 2 * (D * D + D) if latent_dim else 0
+    latent = _patches(D, latent_dim, config.unet)[0]
     embedding = 2 * vocabulary * D
     gains = D + L * (2 * D + (2 * C if config.qk_norm else 0))
     qkv, out, ffn = _matrices(config)
@@ -105,7 +107,8 @@ def batch_flops(config: ModelConfig, vocabulary: int, batch: GroupedBatch, tower
     counts = batch.counts if len(more) > 1 else (tokens,)
     ffn = _matrices(config)[2]
     extra = sum(n * (each.router + (each.taken - 1) * ffn) for n, each in zip(counts, more, strict=True))
-    return tokens * training_flops(config, vocabulary, mean_visible_keys(batch), share) + 3 * 2 * config.layers * extra
+    total = tokens * training_flops(config, vocabulary, mean_visible_keys(batch), share) + 3 * 2 * config.layers * extra
+    return total + 3 * len(batch.latent_row_N) * _patches(config.dim, batch.latents_ND.shape[1], config.unet)[1]
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,14 @@ def peak(device: str, dtype: torch.dtype, threads: int) -> Peak | None:
         best = min(best, time.perf_counter() - begin)
     kind = str(dtype).removeprefix("torch.")
     return Peak(2 * n**3 / best, f"measured here: a {n} x {n} {kind} matrix product on {threads} threads")
+
+
+@cache
+def _patches(dim: int, latent_dim: int, unet: UNet | None) -> tuple[int, float]:
+    """(parameters, FLOPs of one latent patch's forward pass) of what carries latents in and out."""
+    with torch.device("meta"):
+        patches = patches_of(dim, latent_dim, unet)
+    return (sum(weight.numel() for weight in patches.parameters()), patches.flops()) if patches else (0, 0.0)
 
 
 def _layer(config: ModelConfig) -> int:

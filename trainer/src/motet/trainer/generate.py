@@ -171,7 +171,7 @@ class Generator:
         for modality, tokens in spans:
             tower = self._tower[modality]
             if tokens.latents is not None:
-                body = self._patches(modality, tokens.latents)
+                body = self._patches(modality, tokens)
             else:
                 body = Stretch(vocabulary.ids(modality, np.asarray(tokens.ids)), tower)
             if modality == TEXT:
@@ -184,8 +184,9 @@ class Generator:
     def _marker(self, id_: int) -> Stretch:
         return Stretch(np.array([id_]), self._tower[TEXT])
 
-    def _patches(self, modality: str, latents_NL: np.ndarray) -> Stretch:
-        return Stretch(np.full(len(latents_NL), self.vocabulary.pad), self._tower[modality], latents_NL)
+    def _patches(self, modality: str, tokens: Tokens) -> Stretch:
+        ids = np.full(len(tokens), self.vocabulary.pad)
+        return Stretch(ids, self._tower[modality], tokens.latents, _grid(tokens.shape))
 
     def _marked(self, draft: Draft, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
         """A span between its markers, of every document."""
@@ -233,20 +234,20 @@ class Generator:
     def _latents(self, draft: Draft, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
         """Latents for every document, which are written to it clean: at diffusion step 0, as prompts are read."""
         assert wanted.shape is not None
-        modality, tower = wanted.modality, self._tower[wanted.modality]
+        modality, tower, grid = wanted.modality, self._tower[wanted.modality], _grid(wanted.shape)
         dtype = torch.promote_types(self.model.embedding.weight.dtype, torch.float32)
         noise_BnL = torch.randn(
             draft.documents, math.prod(wanted.shape), self.vocabulary.latent_dim, generator=random
         ).to(dtype)
         clean_BnL = self._process.sample(
-            lambda noisy_BnL, time: draft.predict(noisy_BnL, time, tower).to("cpu", dtype),
+            lambda noisy_BnL, time: draft.predict(noisy_BnL, time, tower, grid).to("cpu", dtype),
             noise_BnL,
             sampling.steps,
             random,
             sampling.eta,
         )
         found = [Tokens(wanted.shape, latents=each_NL.numpy().astype(np.float16)) for each_NL in clean_BnL]
-        draft.write([self._patches(modality, np.asarray(tokens.latents)) for tokens in found])
+        draft.write([self._patches(modality, tokens) for tokens in found])
         return found
 
     def _draw(
@@ -255,6 +256,11 @@ class Generator:
         """One of the ids in these ranges for every document."""
         allowed_V = np.concatenate([np.arange(*each) for each in ranges])
         return allowed_V[_chosen(draft.scores(ranges), sampling, random)]
+
+
+def _grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows, and all that one of them holds."""
+    return shape[0], math.prod(shape[1:])
 
 
 def _chosen(scores_BV: Tensor, sampling: Sampling, random: torch.Generator) -> np.ndarray:

@@ -22,9 +22,9 @@ BLOCK = 512
 """Documents that stay together where a shuffle moves blocks."""
 MARKS = 2
 """Markers round a document (bos, eos), and round a span that is not text (begin, end)."""
-ID, TOKEN_AT, TOKENS, SPAN_AT, SPAN_END, SPAN_MODALITY, LATENT_AT, LATENTS = range(8)
+ID, TOKEN_AT, TOKENS, SPAN_AT, SPAN_END, SPAN_MODALITY, SHAPE_AT, SHAPES, LATENT_AT, LATENTS = range(10)
 """Columns of a table of addresses: values, and (_AT) the int32 offsets of lists into them."""
-COLUMNS = 8
+COLUMNS = 10
 ROUNDS = 6
 
 pointer: Any = intrinsic
@@ -170,10 +170,10 @@ def outline(batch_N, row_N, part_N, address_BC, known_PM, modality_S, length_S):
 @compiled
 def copy(
     batch_N, row_N, part_N, address_BC, wide_P, latent, width, spans_N,
-    modality_S, length_S, at_S, tokens_T, latents_TW,
+    modality_S, length_S, at_S, height_S, tokens_T, latents_TW,
 ):
     # fmt: on
-    """Fill the tokens of documents whose spans are known, one after another, and where each span's begin.
+    """Fill the tokens of documents whose spans are known, one after another, where each span's begin, and rows of latents.
 
     `wide_P`: whether a part's ids are uint32, else uint16. `latent` is the modality that is given as latents of `width` values (-1: none).
     """
@@ -181,8 +181,11 @@ def copy(
     for n in range(len(batch_N)):
         column_C, row = address_BC[batch_N[n]], row_N[n]
         id_at, vector_at = token, vector
-        for _ in range(spans_N[n]):
+        first = carray(_pointer(column_C[SPAN_AT] + 4 * row), 1, dtype=np.int32)[0]
+        for j in range(spans_N[n]):
             if modality_S[s] == latent:
+                shape_at = np.int64(carray(_pointer(column_C[SHAPE_AT] + 4 * (first + j)), 1, dtype=np.int32)[0])
+                height_S[s] = carray(_pointer(column_C[SHAPES] + 4 * shape_at), 1, dtype=np.int32)[0]
                 at_S[s] = vector_at
                 vector_at += length_S[s]
             else:

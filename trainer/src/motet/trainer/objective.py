@@ -73,14 +73,15 @@ def losses(
     With `ranges`, [begin, end) of the codebooks' ids, each label is ranked within its own.
     """
     bare: Any = getattr(model, "module", model)  # a parallel wrapper's hooks run in forward; heads are the model's own
-    diffuse = config.kind == "transfusion" and bare.latent_in is not None
-    noisy_NL = None
+    diffuse = config.kind == "transfusion" and bare.patches is not None
+    patch_ND = passage = None
     if diffuse:
         diffusion = process(config.diffusion, config.noise_steps)
         noisy_NL = diffusion.noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
+        patch_ND, passage = bare.patches.into(noisy_NL, batch.time_N, batch.pictures)
     names = batch.modalities
     labels = max(sum(counts.get(name, 0) for name in names), 1)
-    hidden_TD = model(batch, noisy_NL, 1 / labels)
+    hidden_TD = model(batch, patch_ND, 1 / labels)
 
     scale = torch.stack([hidden_TD.new_full((), config.weights.get(name, 1.0) / labels) for name in names])
     modality_M = batch.label_modality_T[batch.label_row_M].long()
@@ -94,7 +95,7 @@ def losses(
     terms = dict(zip(names, zero.index_add(0, modality_M, torch.ones_like(nats_M)), strict=True))
 
     if diffuse:
-        predicted_NL = bare.latent_out(hidden_TD.index_select(0, batch.latent_row_N))
+        predicted_NL = bare.patches.out(hidden_TD.index_select(0, batch.latent_row_N), passage)
         target_NL = diffusion.target(batch.latents_ND, batch.noise_ND)
         error_NL = F.mse_loss(predicted_NL.to(hidden_TD.dtype), target_NL.to(hidden_TD.dtype), reduction="none")
         error_N = error_NL.mean(-1)

@@ -309,6 +309,8 @@ class Records:
             column_C[offsets], column_C[values] = buffers[1].address, buffers[-1].address
         column_C[loops.SPAN_MODALITY] = batch.column("span_modality").buffers()[-1].address
         if "latents" in part.schema.names:
+            buffers = batch.column("span_shape").buffers()  # a list of lists: offsets, validity, offsets, ..., values
+            column_C[loops.SHAPE_AT], column_C[loops.SHAPES] = buffers[3].address, buffers[-1].address
             buffers = batch.column("latents").buffers()
             column_C[loops.LATENT_AT], column_C[loops.LATENTS] = buffers[1].address, buffers[-1].address
         column_C[loops.ID] = batch.column("sample_id").buffers()[-1].address

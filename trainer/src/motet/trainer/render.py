@@ -131,7 +131,8 @@ class Renderer:
         )
         latents_ND, noise_ND = (self._empty(N, vocabulary.latent_dim, dtype=torch.float32) for _ in range(2))
         time_N = self._empty(N)
-        self._pictures(documents, piece_P5, segment_ZC, latents_ND.numpy(), noise_ND.numpy(), time_N.numpy())
+        latents = latents_ND.numpy(), noise_ND.numpy(), time_N.numpy()
+        pictures = self._pictures(documents, piece_P5, segment_ZC, *latents)
         offsets_G = self._empty(len(self.towers), dtype=torch.int32)
         offsets_G.numpy()[:] = end_G
         return GroupedBatch(
@@ -146,6 +147,7 @@ class Renderer:
             latents_ND=latents_ND,
             noise_ND=noise_ND,
             time_N=time_N,
+            pictures=pictures,
             latent_modality=vocabulary.latent_modality,
         )
 
@@ -171,9 +173,9 @@ class Renderer:
         latents_ND: np.ndarray,
         noise_ND: np.ndarray,
         time_N: np.ndarray,
-    ) -> None:
-        """Fill the latents, their noise and its times."""
-        end = 0
+    ) -> tuple[tuple[int, int], ...]:
+        """Fill the latents, their noise and its times; the grid of each picture."""
+        end, pictures = 0, []
         for segment in segment_ZC[segment_ZC[:, segments.KIND] == segments.LATENTS].tolist():
             piece, _, _, span, first, _, length = segment
             document, _, _, flipped, epoch = piece_P5[piece].tolist()
@@ -185,6 +187,9 @@ class Renderer:
             latents_ND[begin:end] = documents.latents_VW[first : first + length]
             key = int(documents.key_D[document])
             time_N[begin:end] = self.noise.draw(epoch, key, nth, early, noise_ND[begin:end])
+            height = int(documents.height_S[span])
+            pictures.append((height, length // height))
+        return tuple(pictures)
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, pin_memory=self._pinned)

@@ -7,7 +7,7 @@ It is the same model code as in training; only the attention differs, and the gr
 the few new rows. Documents in the batch may have different lengths: each has its own number of positions so far.
 
 Letters: B documents, n new positions of each, M positions that there is room for, T = B*n, K key heads, C width of a
-head, D model width, L width of one latent.
+head, D model width, N positions that hold latents.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ class Context:
         ids_Bn: np.ndarray,
         tower_Bn: np.ndarray,
         block_Bn: np.ndarray | None = None,
-        latents_BnL: Tensor | None = None,
-        time: int = 0,
+        patch_ND: Tensor | None = None,
         length_B: np.ndarray | None = None,
         keep: bool = True,
     ) -> Tensor:
@@ -56,8 +55,7 @@ class Context:
             ids_Bn: ids; at latents anything.
             tower_Bn: index of each position's tower.
             block_Bn: 0, or the number of the picture whose patches see one another; those positions hold latents.
-            latents_BnL: latents where `block_Bn` is not 0.
-            time: the diffusion step of the latents.
+            patch_ND: what `MoT.patches` made of the latents, in the order of the positions where `block_Bn` is not 0.
             length_B: how many of the n positions are real; the rest is padding at the end. None = all.
             keep: whether the positions stay; if not, the next call overwrites them.
         """
@@ -74,11 +72,9 @@ class Context:
         position_T = torch.from_numpy((begin_B1 + np.arange(n)).reshape(-1)[order_T]).to(device)
 
         x_TD = self.model.embed(torch.from_numpy(ids_Bn.astype(np.int64).reshape(-1)[order_T]).to(device))
-        if latents_BnL is not None and block_Bn is not None:
-            row_N = np.flatnonzero(block_Bn.reshape(-1)[order_T])
-            latents_NL = latents_BnL.flatten(0, 1)[torch.from_numpy(order_T[row_N]).to(latents_BnL.device)].to(device)
-            time_N = torch.full((len(row_N),), time, device=device)
-            x_TD = self.model.place(x_TD, torch.from_numpy(row_N).to(device), latents_NL, time_N)
+        if patch_ND is not None and block_Bn is not None:
+            row_N = torch.from_numpy(np.flatnonzero(block_Bn.reshape(-1)[order_T])).to(device)
+            x_TD = x_TD.index_copy(0, row_N, patch_ND.to(x_TD.dtype))
 
         cos, sin = rotation(position_T, self.width, self.model.config.rope_theta, x_TD.dtype)
         layout = Layout(

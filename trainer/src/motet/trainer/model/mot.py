@@ -1,8 +1,7 @@
 """The Mixture-of-Transformers (arXiv 2411.04996, Eq. 1-3 and Algorithm 1): one attention, K towers of weights.
 
-    ids_T --embedding--> x_TD --L blocks--> hidden_TD --`logits`--> scores of the next token
-                                                      --`latent_out`--> predicted noise
-    latents_NL --`latent_in` + timestep embedding--> rows of x_TD
+    ids_T --embedding--> x_TD --L blocks--> hidden_TD --`logits`-------> scores of the next token
+    latents_NL --`patches.into`--> rows of x_TD       --`patches.out`--> predicted noise or flow
 
 The rows of a batch come grouped by tower and stay so through all layers: projections, norms and feed-forward work row
 by row (`grouped`). Only around attention are they put into sequence order and back (`attention`). Rotation of queries
@@ -32,6 +31,7 @@ from .experts import Balance, route
 from .float8 import float8_linear
 from .grouped import Groups, compute_dtype, grouped_linear, grouped_rms_norm, swiglu
 from .heads import attention_inputs
+from .patches import patches_of
 from .rotary import rotation
 
 if TYPE_CHECKING:
@@ -148,9 +148,7 @@ class MoT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, self.towers, layer) for layer in range(config.layers))
         self.norm = _weight(own(config, towers, "norms"), D)
         self.head = nn.Linear(D, vocabulary, bias=False)
-        self.latent_in = nn.Linear(latent_dim, D, bias=False) if latent_dim else None
-        self.latent_out = nn.Linear(D, latent_dim, bias=False) if latent_dim else None
-        self.time = nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, D)) if latent_dim else None
+        self.patches = patches_of(D, latent_dim, config.unet)
         self.reset(seed)
 
     def use_float8(self) -> None:
@@ -174,38 +172,34 @@ class MoT(nn.Module):
         for name, weight in self.named_parameters():
             kind = name.removesuffix(".weight").rpartition(".")[2]
             if weight.dim() == 1:
-                weight.zero_()
+                weight.fill_(float("norm" in kind and name.endswith("weight")))
             elif kind.endswith("norm"):
                 weight.fill_(depth if after and kind in ("attention_norm", "ffn_norm") else 1.0)
             else:
-                std = 1.0 if kind == "embedding" else weight.shape[-1] ** -0.5
+                inputs = weight[0].numel() if weight.dim() == 4 else weight.shape[-1]
+                std = 1.0 if kind == "embedding" else inputs**-0.5
                 if kind in ("out", "down") and not after:
                     std *= depth
                 if kind in ("head", "latent_out"):
                     std *= 0.1
                 weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-    def forward(self, batch: GroupedBatch, noisy_NL: Tensor | None = None, balance: float = 0.0) -> Tensor:
-        """hidden_TD in grouped order, after the last norm; `noisy_NL` stands in for the batch's clean latents.
+    def forward(self, batch: GroupedBatch, patch_ND: Tensor | None = None, balance: float = 0.0) -> Tensor:
+        """hidden_TD in grouped order, after the last norm.
 
-        `balance` is the scale of the loss that keeps experts evenly used: see `experts.Balance`.
+        `patch_ND` is what `patches.into` made of noisy latents; None = of the batch's clean ones. `balance` is the scale of
+        the loss that keeps experts evenly used: see `experts.Balance`.
         """
         x_TD = self.embed(batch.ids_T)
-        if self.latent_in is not None:
-            latents_NL = batch.latents_ND if noisy_NL is None else noisy_NL
-            x_TD = self.place(x_TD, batch.latent_row_N, latents_NL, batch.time_N)
+        if self.patches is not None:
+            if patch_ND is None:
+                patch_ND, _ = self.patches.into(batch.latents_ND, batch.time_N, batch.pictures)
+            x_TD = x_TD.index_copy(0, batch.latent_row_N, patch_ND.to(x_TD.dtype))
         return self.run(x_TD, self.layout(batch, balance))
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Rows of the embedding table."""
         return self.embedding(ids_T)
-
-    def place(self, x_TD: Tensor, row_N: Tensor, latents_NL: Tensor, time_N: Tensor) -> Tensor:
-        """`x_TD` with latent patches at diffusion step `time_N` in its rows `row_N`."""
-        assert self.latent_in is not None and self.time is not None, "this model has no continuous modality"
-        wave_ND = _sinusoid(time_N, self.config.dim).to(self.embedding.weight.dtype)
-        patch_ND = self.latent_in(latents_NL.to(wave_ND.dtype)) + self.time(wave_ND)
-        return x_TD.index_copy(0, row_N, patch_ND.to(x_TD.dtype))
 
     def layout(self, batch: GroupedBatch, balance: float = 0.0) -> Layout:
         """What all layers share, computed once per batch."""
@@ -272,11 +266,3 @@ def _again(work: Callable[[Tensor, Layout], Tensor], wanted: bool) -> Callable[[
 
 def _weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape))
-
-
-def _sinusoid(time_N: Tensor, width: int) -> Tensor:
-    """Sines and cosines of the diffusion step at geometric frequencies, [N, width]."""
-    half = -(-width // 2)
-    frequency = torch.exp(torch.arange(half, device=time_N.device, dtype=torch.float64) * (-9.21 / half))
-    angle = time_N.double().unsqueeze(-1) * frequency
-    return torch.cat((angle.sin(), angle.cos()), dim=-1)[:, :width]

@@ -1,8 +1,8 @@
 """How latents enter and leave the transformer: one linear map, or the halves of a U-Net (arXiv 2408.11039, section 3).
 
-    linear:  latents_NL --weight, + timestep--> x_ND --transformer--> hidden_ND --weight--> noise_NL
+    linear:  latents_NL --`latent_in`, + timestep--> x_ND --transformer--> hidden_ND --`latent_out`--> predicted_NL
     unet:    latents_NL --`fold`, by grid--> [B, C, rows * p, columns * p] --down: blocks, halving--> x_ND
-             hidden_ND --up: blocks, doubling, each with what the block across kept--> noise_NL
+             hidden_ND --up: blocks, doubling, each with what the block across kept--> predicted_NL
 
 `into` gives the rows of the transformer and a `Passage`, which `out` takes: nothing of a batch stays on the module. A
 picture is a run of patches, row by row, and its grid is known on the host. Pictures of one grid are convolved together;
@@ -16,12 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..config import UNet
 
 Grid = tuple[int, int]
 """Rows and columns of a picture's tokens."""
@@ -30,7 +34,7 @@ NORM_GROUPS = 32
 
 @dataclass(frozen=True)
 class Passage:
-    """What `UNetPatches.into` leaves for `out`.
+    """What `into` leaves for `out`: nothing, or what a U-Net's way down has made.
 
     Attributes:
         pictures: the grid of each picture, in the order of the latents.
@@ -38,9 +42,33 @@ class Passage:
         time: for each distinct grid, the timestep [B, E].
     """
 
-    pictures: tuple[Grid, ...]
-    kept: dict[Grid, list[Tensor]]
-    time: dict[Grid, Tensor]
+    pictures: tuple[Grid, ...] = ()
+    kept: dict[Grid, list[Tensor]] = field(default_factory=dict)
+    time: dict[Grid, Tensor] = field(default_factory=dict)
+
+
+class LinearPatches(nn.Module):
+    """One matrix in, one out, and the timestep added to each patch."""
+
+    def __init__(self, dim: int, latent_dim: int):
+        super().__init__()
+        self.latent_in = nn.Linear(latent_dim, dim, bias=False)
+        self.latent_out = nn.Linear(dim, latent_dim, bias=False)
+        self.time = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def into(self, latents_NL: Tensor, time_N: Tensor, pictures: Sequence[Grid]) -> tuple[Tensor, Passage]:
+        """(x_ND, what `out` needs)."""
+        dtype = self.latent_in.weight.dtype
+        wave_ND = sinusoid(time_N, self.latent_in.out_features).to(dtype)
+        return self.latent_in(latents_NL.to(dtype)) + self.time(wave_ND), Passage()
+
+    def out(self, hidden_ND: Tensor, passage: Passage) -> Tensor:
+        """The prediction, [N, L]."""
+        return self.latent_out(hidden_ND)
+
+    def flops(self) -> float:
+        """Of one patch, in and out."""
+        return 2.0 * sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)
 
 
 class UNetPatches(nn.Module):
@@ -77,7 +105,7 @@ class UNetPatches(nn.Module):
     def into(self, latents_NL: Tensor, time_N: Tensor, pictures: Sequence[Grid]) -> tuple[Tensor, Passage]:
         """(x_ND, what `out` needs); `time_N` is equal within a picture."""
         dtype = self.stem.weight.dtype
-        passage = Passage(tuple(pictures), {}, {})
+        passage = Passage(tuple(pictures))
         made: dict[Grid, Tensor] = {}
         starts = {grid: part_Bhw1[:, 0, 0, 0] for grid, part_Bhw1 in _by_grid(time_N[:, None], pictures).items()}
         for grid, part_BhwL in _by_grid(latents_NL.to(dtype), pictures).items():
@@ -93,7 +121,7 @@ class UNetPatches(nn.Module):
         return _in_order(made, pictures), passage
 
     def out(self, hidden_ND: Tensor, passage: Passage) -> Tensor:
-        """The predicted noise, [N, L]."""
+        """The prediction, [N, L]."""
         made: dict[Grid, Tensor] = {}
         for grid, part_BhwD in _by_grid(hidden_ND, passage.pictures).items():
             x = self.project_out(part_BhwD.permute(0, 3, 1, 2))
@@ -103,6 +131,20 @@ class UNetPatches(nn.Module):
                 x = block(torch.cat((x, passage.kept[grid][-1 - i].to(x.dtype)), 1), passage.time[grid])
             made[grid] = unfold(self.latent_out(F.silu(self.norm(x))), self.patch)
         return _in_order(made, passage.pictures)
+
+    def flops(self) -> float:
+        """Of one patch, in and out; the timestep's, once a picture, are left out."""
+        levels = len(self.shrink) + 1
+        total = _of_position(self.stem, self.latent_out) * self.patch**2
+        total += _of_position(self.project_in, self.project_out)
+        for level in range(levels):
+            positions = (self.patch >> level) ** 2
+            down, up = level * self.blocks, (levels - 1 - level) * self.blocks
+            total += _of_position(*self.down[down : down + self.blocks], *self.up[up : up + self.blocks]) * positions
+            if level:
+                total += _of_position(self.shrink[level - 1]) * positions
+                total += _of_position(self.grow[levels - 1 - level]) * 4 * positions
+        return total
 
 
 class Residual(nn.Module):
@@ -121,6 +163,21 @@ class Residual(nn.Module):
         """[B, K, H, W] -> [B, out, H, W]."""
         y = self.conv_in(F.silu(self.norm_in(x))) + self.shift(F.silu(time_BE))[:, :, None, None]
         return self.skip(x) + self.conv_out(F.silu(self.norm_out(y)))
+
+
+def patches_of(dim: int, latent_dim: int, unet: UNet | None) -> LinearPatches | UNetPatches | None:
+    """How latents of this width enter and leave a model; None without latents."""
+    if not latent_dim:
+        return None
+    if unet is None:
+        return LinearPatches(dim, latent_dim)
+    return UNetPatches(dim, latent_dim, unet.patch, unet.channels, unet.blocks)
+
+
+def _of_position(*modules: nn.Module) -> float:
+    """FLOPs of their convolutions at one position."""
+    found = (each for module in modules for each in module.modules() if isinstance(each, nn.Conv2d))
+    return 2.0 * sum(each.weight.numel() for each in found)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
