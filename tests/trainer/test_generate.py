@@ -33,10 +33,10 @@ DISCRETE = {"text": spec("text", (50,)), "image": spec("image", (16,)), "speech"
 LATENT = DISCRETE | {"image": spec("image", (), 6)}
 
 
-def generator_of(specs, norm="after", diffusion="ddpm"):
+def generator_of(specs, norm="after", diffusion="ddpm", unet=None):
     vocabulary = Vocabulary.of(specs)
     towers = Towers.of(vocabulary, {})
-    config = ModelConfig(dim=32, layers=2, heads=4, kv_heads=2, norm=norm)
+    config = ModelConfig(dim=32, layers=2, heads=4, kv_heads=2, norm=norm, unet=unet)
     model = MoT(config, towers.names, vocabulary.size, vocabulary.latent_dim, seed=3).double()
     return Generator(model, vocabulary, towers, 100, diffusion)
 
@@ -249,10 +249,18 @@ def denoised(generator, before, shape, noise_NL, steps, guidance=1.0):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize(("specs", "diffusion"), [(DISCRETE, "ddpm"), (LATENT, "ddpm"), (LATENT, "flow")])
-def test_interleaved_spans_equal_whole_forward_passes(specs, diffusion, guidance):
+@pytest.mark.parametrize(
+    ("specs", "diffusion", "unet"),
+    [
+        (DISCRETE, "ddpm", None),
+        (LATENT, "ddpm", None),
+        (LATENT, "flow", None),
+        (LATENT, "ddpm", {"patch": 1, "channels": [4], "blocks": 2}),
+    ],
+)
+def test_interleaved_spans_equal_whole_forward_passes(specs, diffusion, unet, guidance):
     """Documents of unequal lengths: each id is the likeliest given all before it, latents are what the noise becomes."""
-    generator = generator_of(specs, diffusion=diffusion)
+    generator = generator_of(specs, diffusion=diffusion, unet=unet)
     picture = latents if specs is LATENT else codes
     prompts = [[words(4, 5, 6, 7, 8)], [picture(1, 2), speech(2)], []]
     found = generator.interleave(prompts, PLAN, Sampling(temperature=0, steps=3, seed=9, guidance=guidance))

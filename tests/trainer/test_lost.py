@@ -52,6 +52,24 @@ def copies(discrete_dataset, tmp_path) -> list[Path]:
     return [Path(shutil.copytree(discrete_dataset, tmp_path / name)) for name in ("zero", "one")]
 
 
+def test_gradients_of_two_ranks_are_those_of_one(train_config, dataset, tmp_path):
+    """Also of what works outside of the wrapped forward pass: the head, and the U-Net round the transformer."""
+    config = train_config(
+        steps=6,
+        micro_rows=1,
+        data={"paths": [dataset]},
+        objective={"kind": "transfusion"},
+        model={"unet": {"patch": 2, "channels": [8, 16], "blocks": 1}, "experts": {"text": {"count": 2}}},
+    )
+    (tmp_path / "both").mkdir()
+    assert [code for code, _ in ranks([config, config], tmp_path / "both")] == [0, 0]
+    train(config, tmp_path / "one")
+    both, one = (list(metrics.read(path)) for path in (tmp_path / "both" / "out", tmp_path / "one"))
+    for a, b in zip(both, one, strict=True):
+        assert a["batch"] == b["batch"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
 def damage(copy: Path, how: str) -> str:
     shard = sorted((copy / "shards").iterdir())[1]
     if how == "flip":
