@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,17 @@ CORPUS = ROOT / "examples/corpus"
 MOTET = Path(sys.executable).with_name("motet")
 
 
-def motet(*args: str | Path, code: int = 0) -> str:
-    """Run the command, with the example plug-in in reach; its standard output."""
+def ran(*args: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command, with the example plug-in in reach."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "examples/custom_tokenizer/src")}
     done = subprocess.run([str(MOTET), *map(str, args)], capture_output=True, text=True, env=environment)
     assert done.returncode == code, f"motet {' '.join(map(str, args))}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done
+
+
+def motet(*args: str | Path) -> str:
+    """Run the command; its standard output."""
+    return ran(*args).stdout
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +87,15 @@ def test_what_came_out_is_seen_and_verified(line: Path, name: str) -> None:
     motet("verify", line / name)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("codes", "chameleon"), ("latents", "transfusion")])
-def test_a_model_learns_and_writes_draws_and_speaks(line: Path, name: str, kind: str) -> None:
+@pytest.fixture(scope="module", params=[("codes", "chameleon"), ("latents", "transfusion")], ids="-".join)
+def trained(line: Path, request: pytest.FixtureRequest) -> tuple[str, str, Path, int]:
+    """A dataset, a kind of model, the folder of its run, and the tokens that were planned for it."""
+    name, kind = request.param
     run = line / f"run-{name}"
     config = {
-        "data": {"paths": [name], "sequence": 256, "holdout": 0.1},
+        "data": {"paths": [name], "sequence": 256, "holdout": 0.1, "guidance_dropout": 0.2 * (kind == "transfusion")},
         "model": {"dim": 64, "layers": 2, "heads": 2},
-        "objective": {"kind": kind},
+        "objective": {"kind": kind, "diffusion": "flow"},
         "optimizer": {"lr": 0.003, "warmup": 5},
         "steps": 30,
         "rows": 4,
@@ -98,8 +106,13 @@ def test_a_model_learns_and_writes_draws_and_speaks(line: Path, name: str, kind:
     (line / f"{kind}.yaml").write_text(yaml.safe_dump(config))
     course = json.loads(motet("plan", line / f"{kind}.yaml", "--json"))
     motet("train", line / f"{kind}.yaml", "--out", run)
+    return name, kind, run, course["run_tokens"]
+
+
+def test_a_model_learns_and_writes_draws_and_speaks(trained: tuple[str, str, Path, int], line: Path) -> None:
+    name, kind, run, planned = trained
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["tokens"] == course["run_tokens"]
+    assert rows[-1]["tokens"] == planned
     why = json.loads(motet("why", run, "7", "--json"))
     assert why["batch"] == rows[7]["batch"] and {p["source"] for p in why["pieces"]} <= {"pictures", "talk", "text"}
     motet("view", line / name, why["pieces"][0]["sample"], "--html", line / "seen.html")
@@ -118,6 +131,34 @@ def test_a_model_learns_and_writes_draws_and_speaks(line: Path, name: str, kind:
     picture = next((line / "image").glob("*.webp"))
     motet("generate", run, "--image", picture, "--to", "text", "--out", line / f"{name}.txt")
     assert (line / f"{name}.txt").exists()
+
+
+def test_spans_come_one_after_another(trained: tuple[str, str, Path, int], line: Path) -> None:
+    name, kind, run, _ = trained
+    story = line / f"{name}-story"
+    asked = ("generate", run, "--text", "a red apple", "--seconds", "0.5", "--words", "8", "--steps", "3")
+    done = ran(*asked, "--to", "image,text,speech", "--guidance", "2", "--out", story)
+    assert ("without data.guidance_dropout" in done.stderr) == (kind == "chameleon")
+    assert sorted(path.name for path in story.iterdir()) == ["01-image.png", "02-text.txt", "03-speech.wav"]
+    assert Image.open(story / "01-image.png").size == (64, 64) and soundfile.info(story / "03-speech.wav").frames > 0
+    assert re.search(r"drew \d+ tokens .*in .* s: \d+ tokens/s", done.stdout)
+    assert ("with 3 denoising calls" in done.stdout) == (kind == "transfusion")
+    told = motet(*asked, "--to", "any", "--spans", "2", "--out", line / f"{name}-free")
+    assert 1 <= told.count(f"wrote {line / f'{name}-free'}") == len(list((line / f"{name}-free").iterdir())) <= 2
+    rows = [{"parts": [{"text": "sun"}], "to": to} for to in ("image", "speech,text", "any")]
+    (line / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    motet("generate", run, "--prompts", line / "prompts.jsonl", *asked[4:], "--out", line / f"{name}-many")
+    many = {str(path.relative_to(line / f"{name}-many")) for path in (line / f"{name}-many").rglob("*.*")}
+    assert {"000.png", "001/01-speech.wav", "001/02-text.txt", "index.html"} < many
+
+
+def test_what_cannot_follow_is_refused(trained: tuple[str, str, Path, int], line: Path) -> None:
+    out = line / "refused"
+    asked = ("generate", trained[2], "--text", "ten words " * 200, "--out", out)
+    known = "to: imgae: the model does not know it; it knows image, speech, text, and any"
+    assert known in ran(*asked, "--to", "text,imgae", code=2).stderr
+    assert "the model knows rows of 256 (data.sequence)" in ran(*asked, "--to", "image", code=2).stderr
+    assert not out.exists()
 
 
 def test_a_plugged_in_modality_goes_the_whole_way(line: Path) -> None:

@@ -127,6 +127,7 @@ def utilisation(device: torch.device, D: int, L: int, H: int, tokens: int, micro
     rows, config, times, table = packed(micro), shape(D, L, H), tokens // micro, []
     best = peak(str(device), torch.bfloat16, 1)
     for kind, towers in (("dense", [0, 0, 0]), ("MoT", [0, 1, 2])):
+        torch.cuda.reset_peak_memory_stats()
         try:
             step = Step(config, towers, VOCABULARY, rows, device)
             taken = interleaved({kind: lambda step=step: step.whole(times)}, device, 3)[kind]
@@ -149,23 +150,22 @@ def utilisation(device: torch.device, D: int, L: int, H: int, tokens: int, micro
             table.append([kind, *["does not fit"] * 6])
         step = None
         free()
-        torch.cuda.reset_peak_memory_stats()
     print(f"Peak: {best.flops / 1e12:.0f} TFLOP/s, {best.source}.\n" if best else "This device's peak is not known.\n")
     head = ["model", "step ms", "tokens/s", "TFLOP/s", "MFU", ">= 50%", "GB"]
     show(f"Utilisation, D {D}, {L} layers, rows of {SEQUENCE}, {tokens:,} tokens a step in {times}, bf16", head, table)
 
 
 def on_cpu(device: torch.device, shapes: tuple[tuple[int, ...], ...]) -> None:
-    """Without a GPU: a step of a MoT over one of a dense model with as many active parameters."""
+    """Without a GPU: a step of a MoT over one of a dense model with as many active parameters, in CPU time."""
     table = []
     for D, L, H, B, S in shapes:
-        rows, config = reference.random_rows(1, B, S, SHARES, 8192, span=S // 8, padding=0.02), shape(D, L, H)
+        rows, config = reference.random_rows(2, B, S, SHARES, 8192, span=S // 16, padding=0.02), shape(D, L, H)
         for half in (False, True):
             steps = {
                 kind: Step(config, towers, 8192, rows, device, half)
                 for kind, towers in (("dense", [0, 0, 0]), ("MoT", [0, 1, 2]))
             }
-            seconds = interleaved({kind: lambda step=step: step.whole(1) for kind, step in steps.items()}, device)
+            seconds = interleaved({kind: lambda step=step: step.whole(1) for kind, step in steps.items()}, device, 5)
             ratio, precision = seconds["MoT"] / seconds["dense"], "bfloat16" if half else "float32"
             cells = [f"{D} x {L}", f"{B} x {S}", shares(steps["MoT"].host.counts), precision]
             cells += [f"{seconds[kind] * 1e3:.0f}" for kind in ("dense", "MoT")]

@@ -26,7 +26,9 @@ SIDE = 64
 
 def unpacked(package: str, folder: Path) -> Path:
     """Download a package into `folder`; where its files are."""
-    packed = subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, text=True)
+    packed = subprocess.run(
+        ["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, text=True
+    )
     archive = folder / packed.stdout.split()[-1]
     to = archive.with_suffix("")
     to.mkdir()

@@ -23,6 +23,8 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
     sys.exit(3)
+finally:
+    dist.destroy_process_group()  # a thread that is still there as Python ends would abort it
 """
 FULL = """
 import subprocess, sys

@@ -220,6 +220,8 @@ class TrainConfig(Settings):
         steps: optimizer steps of the whole run.
         rows: packed rows in a global batch, over all workers.
         micro_rows: rows in one forward pass.
+        start: folder of a dense Hugging Face checkpoint of Llama's kind, which every tower begins as a copy of (`upcycle`);
+            None = weights drawn from the seed.
         seed: of the weights, the order of documents and the noise.
         threads: CPU threads of each worker; None = torch's choice for this machine. Results depend on it in the last
             bits, so a run resumes with the number it began with.
@@ -242,6 +244,7 @@ class TrainConfig(Settings):
     steps: Count
     rows: Count
     micro_rows: Count
+    start: str | None = None
     seed: int = 0
     threads: Count | None = None
     precision: Literal["float32", "bfloat16", "float8"] = "float32"
@@ -287,17 +290,18 @@ def _weighed_one_way(settings: Weighed) -> Weighed:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a training configuration; its relative data paths count from the file's folder and come out absolute."""
+    """Read a training configuration; its relative paths count from the file's folder and come out absolute."""
     config = load_config(path, TrainConfig, overrides)
     return absolute(config, Path(path).parent)
 
 
 def absolute(config: TrainConfig, base: Path) -> TrainConfig:
-    """The same configuration with its data paths made absolute from `base`; URIs stay."""
+    """The same configuration with its paths made absolute from `base`; URIs stay."""
 
     def resolved(paths: list[str]) -> list[str]:
         return [p if "://" in p else str((base / p).resolve()) for p in paths]
 
     edits = [edit.model_copy(update={"paths": resolved(edit.paths)}) for edit in config.data.edits]
     data = config.data.model_copy(update={"paths": resolved(config.data.paths), "edits": edits})
-    return config.model_copy(update={"data": data})
+    start = config.start and str((base / config.start).resolve())
+    return config.model_copy(update={"data": data, "start": start})

@@ -98,15 +98,16 @@ class Draft:
         R, n = len(length_R), int(length_R.max())
         if n == 0:
             return self._end_RD
-        ids_Rn, tower_Rn, block_Rn = (np.zeros((R, n), np.int64) for _ in range(3))
+        ids_Rn, tower_Rn = np.zeros((R, n), np.int64), np.zeros((R, n), np.int64)
         pictures = [stretch.latents for row in self._waiting for stretch in row if stretch.latents is not None]
+        block_Rn = np.zeros((R, n), np.int64) if pictures else None
         latents_RnL = torch.zeros(R, n, pictures[0].shape[1]) if pictures else None
         for row, stretches in enumerate(self._waiting):
             at = 0
             for number, stretch in enumerate(stretches, 1):
                 here = row, slice(at, at + len(stretch.ids))
                 ids_Rn[here], tower_Rn[here] = stretch.ids, stretch.tower
-                if stretch.latents is not None and latents_RnL is not None:
+                if stretch.latents is not None and block_Rn is not None and latents_RnL is not None:
                     block_Rn[here], latents_RnL[here] = number, torch.from_numpy(stretch.latents.astype(np.float32))
                 at += len(stretch.ids)
         hidden_RnD = self._context.extend(ids_Rn, tower_Rn, block_Rn, latents_RnL, length_B=length_R)

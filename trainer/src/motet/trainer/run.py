@@ -27,9 +27,10 @@ from .model.mot import MoT
 from .objective import DIFFUSION
 from .plan import Cursor, Loss, Plan
 from .records import LostBatches, Records
-from .render import Noise
+from .render import Noise, Renderer
 from .stream import Stream, heldout
-from .vocabulary import Towers, Vocabulary
+from .upcycle import Dense, first_loss
+from .vocabulary import TEXT, Towers, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,11 @@ class Run:
         noise = Noise(config.seed, config.objective.noise_steps)
         stream = Stream(plan, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        saved = checkpoint.latest(out)
         model = checkpoint.new_model(config, vocabulary, towers).to(device)
+        if config.start and not saved:
+            new = Dense.open(config.start).copy_into(model, vocabulary)
+            log.info("%s: copied into every tower; %d rows of embedding and head are new", config.start, new)
         model.recompute = config.recompute
         if config.precision == "float8":
             _check_float8(model, device)
@@ -96,10 +101,24 @@ class Run:
             threads=config.threads or torch.get_num_threads(),
             losses=tuple(DIFFUSION if m == vocabulary.latent_modality else m for m in vocabulary.modalities),
         )
-        saved = checkpoint.latest(out)
         if saved:
             run._restore(saved)
         return run
+
+    def first_loss(self) -> float:
+        """Text loss of the first rows before the first step, when it is that of the dense model that the towers copy.
+
+        RuntimeError if it is not: see `upcycle.first_loss`. LostBatches if the rows cannot be read.
+        """
+        assert self.config.start
+        plan = self.stream.plan
+        rows = plan.rows_of(0).taken(range(self.config.micro_rows)).read(plan.corpus)
+        single = Towers.of(self.vocabulary, dict.fromkeys(self.vocabulary.modalities, TEXT))
+        batch, alone = (
+            Renderer(self.vocabulary, towers, self.config.data.sequence, Noise(0, 1)).batch(rows)
+            for towers in (self.towers, single)
+        )
+        return first_loss(Dense.open(self.config.start), self.model, self.vocabulary, batch, alone)
 
     def save(self, cursor: Cursor) -> None:
         """Write a checkpoint of this moment; `cursor` is of the window that the last step begins in, or an earlier one."""

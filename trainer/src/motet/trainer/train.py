@@ -77,6 +77,10 @@ def train(
             run = Run.open(config, out)
             if rank == 0:
                 keep(out, config)
+                if config.start and not run.step:
+                    say(
+                        f"{config.start}: every tower is a copy; text loss before training {run.first_loss():.4f}, as dense"
+                    )
         start = run.step
         if start == config.steps:
             say(f"{out}: this run is finished, all {config.steps} steps: nothing to do")

@@ -1,4 +1,4 @@
-"""`motet plan`, `train`, `why` and `evaluate`: shards to a model, what it saw, and how good it is."""
+"""`motet upcycle`, `plan`, `train`, `why`, `evaluate` and `export`: shards to a model, what it saw, how good it is."""
 
 from __future__ import annotations
 
@@ -87,6 +87,43 @@ def why(
         typer.echo(json.dumps(found))
         return
     typer.echo("\n".join(lines(found)))
+
+
+def upcycle(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of a dense Hugging Face checkpoint: Llama, Mistral, Qwen3.")
+    ],
+) -> None:
+    """What a train.yaml needs to start every tower from a dense model: its `start` and its `model` block.
+
+    Example: `motet upcycle Llama-3.2-1B >> train.yaml`
+    """
+    import yaml
+
+    from motet.trainer.upcycle import Dense
+
+    settings = {"start": str(checkpoint), "model": Dense.open(checkpoint).settings}
+    typer.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Option(help="The new folder: weights, config.json and a card.")],
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    llama: Annotated[bool, typer.Option("--llama", help="As transformers opens it: text models of one tower.")] = False,
+) -> None:
+    """Write a trained model for others: safetensors, a configuration and a card; opened without the trainer's extras.
+
+    Example: `motet export run --out birds-1b --dtype bfloat16`
+    """
+    from motet.tokenizers.errors import UserError
+    from motet.trainer.export import DTYPES, export_llama
+    from motet.trainer.export import export as write
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
+    written = (export_llama if llama else write)(run, out, dtype)
+    typer.echo(f"wrote {written}" + ("" if llama else f"; see {written / 'README.md'}"))
 
 
 def evaluate(

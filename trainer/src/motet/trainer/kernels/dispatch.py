@@ -73,7 +73,7 @@ def _own_weight(dy_TO: Tensor, x_TI: Tensor, groups: Groups, dtype: torch.dtype)
 def _torch_rows(x_TK: Tensor, weight_GKN: Tensor, groups: Groups) -> Tensor:
     y_TN = F.grouped_mm(x_TK.contiguous(), weight_GKN, offs=groups.offsets_G)
     if groups.counts is not None:  # where only the device knows the groups, they cover all rows
-        y_TN[sum(groups.counts) :] = 0  # it leaves these as they were
+        y_TN[sum(groups.counts) :].zero_()  # it leaves these as they were
     return y_TN
 
 
@@ -86,7 +86,7 @@ def _loop_rows(x_TK: Tensor, weight_GKN: Tensor, groups: Groups) -> Tensor:
     for group, rows in groups.slices():
         torch.mm(x_TK[rows], weight_GKN[group], out=y_TN[rows])
         end = rows.stop
-    y_TN[end:] = 0
+    y_TN[end:].zero_()
     return y_TN
 
 
@@ -97,7 +97,7 @@ def _loop_weight(dy_TO: Tensor, x_TI: Tensor, groups: Groups, dtype: torch.dtype
         torch.mm(dy_TO[rows].t(), x_TI[rows], out=dweight_GOI[group])
         absent.remove(group)
     for group in absent:
-        dweight_GOI[group] = 0
+        dweight_GOI[group].zero_()
     return dweight_GOI.to(dtype)
 
 

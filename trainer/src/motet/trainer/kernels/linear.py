@@ -35,7 +35,7 @@ def _tile(rows: int, columns: int, depth: int, stages: int, warps: int) -> trito
 
 
 TILES = (
-    [_tile(16, 16, 16, 1, 4)]
+    [_tile(16, 32, 32, 1, 4)]
     if INTERPRETED
     else [
         _tile(128, 256, 64, 4, 8),
