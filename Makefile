@@ -10,7 +10,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml */pyproject.toml
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@command -v uv >/dev/null || test -x .venv/bin/uv || .venv/bin/python -m pip install -q uv
-	$(UV) sync --all-packages --all-extras --compile-bytecode --quiet
+	$(UV) sync --all-packages --all-extras --no-extra scores --compile-bytecode --quiet
 	@touch $@
 
 demo: setup
