@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,10 @@ from motet.pipeline import files
 settings.register_profile("long", max_examples=10_000, deadline=None)  # test_orders.py, in docs/stream.md
 
 os.environ["OMP_NUM_THREADS"] = "1"
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # kernels are interpreted; Triton asks once, when whichever test first imports it
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ Whatever the kernels allocate is full of NaN beforehand, so that a number which 
 having been written, shows.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,8 +11,6 @@ import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton, which reads it
 
 pytest.importorskip("triton")
 

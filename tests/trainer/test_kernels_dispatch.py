@@ -1,14 +1,11 @@
 """The three ways to multiply rows by their group's matrix: they agree, and the one that was measured as fastest is taken."""
 
 import logging
-import os
 
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton, which reads it
 
 pytest.importorskip("triton")
 

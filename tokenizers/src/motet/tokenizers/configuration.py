@@ -51,7 +51,8 @@ def validate(data: Any, model: type[Model], where: str) -> Model:
             raise UserError(
                 f"{where}: {field}: unknown key" + (f"; did you mean '{near[0]}'?" if near else "; remove it")
             ) from None
-        raise UserError(f"{where}: {field or 'settings'}: {first['msg']} (found {first['input']!r:.80})") from None
+        told = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {field or 'settings'}: {told} (found {first['input']!r:.80})") from None
 
 
 def dump_config(config: BaseModel) -> str:

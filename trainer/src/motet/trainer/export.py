@@ -122,7 +122,7 @@ license: other  # yours to choose: it depends on the data
 # A Mixture-of-Transformers of {size.total / 1e6:,.1f} M parameters
 
 Of them {size.active / 1e6:,.1f} M work on any one token. Width {config.model.dim}, {config.model.layers} layers, {config.model.heads} heads;
-objective: {config.objective.kind}. Weights in {dtype}. Made with [motet](https://arxiv.org/abs/2411.04996)'s architecture.
+objective: {config.objective.kind}. Weights in {dtype}. The architecture is that of [arXiv 2411.04996](https://arxiv.org/abs/2411.04996).
 
 | modality | tower | tokenizer, content hash | codes |
 |---|---|---|---|
@@ -164,6 +164,8 @@ def _save(weights: dict[str, Tensor], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     whole = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
     save_torch_state_dict(whole, out, max_shard_size="5GB")
+    for file in out.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors makes them for their owner alone
 
 
 def _fresh(out: Path) -> Path:
