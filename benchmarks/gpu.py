@@ -90,7 +90,7 @@ def on_cpu(device: torch.device, right: list[bool]) -> dict[str, list[Callable[[
     """What runs without one."""
     return {
         "correct": [lambda: right.append(correctness(device))],
-        "steps": [lambda: steps.on_cpu(device, ((256, 6, 8, 8, 512), (512, 4, 8, 4, 512)))],
+        "steps": [lambda: steps.on_cpu(device, ((256, 6, 8, 8, 512), (512, 4, 8, 4, 512), (512, 4, 8, 16, 512)))],
     }
 
 

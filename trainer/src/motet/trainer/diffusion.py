@@ -35,6 +35,7 @@ class Process(ABC):
 
     def __init__(self, alpha: Tensor, sigma: Tensor):
         self.alpha, self.sigma, self.steps = alpha, sigma, len(alpha)
+        self._shares: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def target(self, clean_NL: Tensor, noise_NL: Tensor) -> Tensor:
@@ -46,10 +47,10 @@ class Process(ABC):
 
     def noisy(self, clean_NL: Tensor, noise_NL: Tensor, time_N: Tensor) -> Tensor:
         """The mixture alpha * clean + sigma * noise, each patch at its own step."""
-        alpha_N1, sigma_N1 = (
-            each.to(clean_NL.device, non_blocking=True)[time_N].unsqueeze(-1).to(clean_NL.dtype)
-            for each in (self.alpha, self.sigma)
-        )
+        device = clean_NL.device
+        if device not in self._shares:  # copied there once: a copy in every step would wait for it
+            self._shares[device] = self.alpha.to(device), self.sigma.to(device)
+        alpha_N1, sigma_N1 = (each[time_N].unsqueeze(-1).to(clean_NL.dtype) for each in self._shares[device])
         return alpha_N1 * clean_NL + sigma_N1 * noise_NL
 
     def sample(
