@@ -141,7 +141,7 @@ def test_spans_come_one_after_another(trained: tuple[str, str, Path, int], line:
     assert ("without data.guidance_dropout" in done.stderr) == (kind == "chameleon")
     assert sorted(path.name for path in story.iterdir()) == ["01-image.png", "02-text.txt", "03-speech.wav"]
     assert Image.open(story / "01-image.png").size == (64, 64) and soundfile.info(story / "03-speech.wav").frames > 0
-    assert re.search(r"drew \d+ tokens .*in .* s: \d+ tokens/s", done.stdout)
+    assert re.search(r"drew [\d,]+ tokens .*in .* s: [\d,]+ tokens/s", done.stdout)
     assert ("with 3 denoising calls" in done.stdout) == (kind == "transfusion")
     told = motet(*asked, "--to", "any", "--spans", "2", "--out", line / f"{name}-free")
     assert 1 <= told.count(f"wrote {line / f'{name}-free'}") == len(list((line / f"{name}-free").iterdir())) <= 2

@@ -168,6 +168,11 @@ def reference_batch(vocabulary: Vocabulary, towers: Towers, rows: Rows, sequence
         labels_T=sort(labels_T),
         label_modality_T=sort(label_modality_T),
         label_row_M=torch.from_numpy(np.flatnonzero(label_modality_T[order_T] >= 0)),
+        further_row_J=torch.empty(0, dtype=torch.int64),
+        further_ids_J=torch.empty(0, dtype=torch.int64),
+        further_label_row_Q=torch.empty(0, dtype=torch.int64),
+        further_labels_Q=torch.empty(0, dtype=torch.int64),
+        further_ranges=(),
         latent_row_N=torch.from_numpy(np.flatnonzero(latent_T[order_T])),
         latents_ND=torch.from_numpy(
             documents.latents_VW[_places(documents, span_G, skip_G, length_G, latent_G)].astype(np.float32)

@@ -73,7 +73,8 @@ def test_figures_are_what_they_say(config, trained):
     with torch.no_grad():
         for batch in batches:
             noisy = Cosine(1000).noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
-            scores = model.logits(model(batch, noisy)).log_softmax(-1)
+            patch_ND, _ = model.patches.into(noisy, batch.time_N, batch.pictures)
+            scores = model.logits(model(batch, patch_ND)).log_softmax(-1)
             for row in batch.label_row_M.tolist():
                 label = int(batch.labels_T[row])
                 own = kind[label]

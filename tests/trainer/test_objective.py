@@ -85,6 +85,7 @@ def batch_of(rows, random):
         noise_ND=noise,
         time_N=torch.zeros(len(latent), dtype=torch.int64),
         pictures=((1, len(latent)),),
+        further_ranges=(),
         modalities=("text", "image"),
     )
 
@@ -102,6 +103,7 @@ def part_of(batch, begin, end):
         noise_ND=batch.noise_ND[inside],
         time_N=batch.time_N[inside],
         pictures=((1, int(inside.sum())),),
+        further_ranges=(),
         modalities=batch.modalities,
     )
 

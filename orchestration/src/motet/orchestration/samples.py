@@ -84,11 +84,10 @@ class Sampler:
         self.trained: Trained = open_model(run)
         manifest = Manifest.load(self.trained.config.data.paths[0])
         self.tokenizers: dict[str, Tokenizer] = dataset_tokenizers(manifest)
-        trained, objective = self.trained, self.trained.config.objective
+        trained, config = self.trained, self.trained.config
+        noise = config.objective.noise_steps, config.objective.diffusion
         trained.vocabulary.check({m: t.spec for m, t in self.tokenizers.items()}, str(run))
-        self.generator = Generator(
-            trained.model, trained.vocabulary, trained.towers, objective.noise_steps, objective.diffusion
-        )
+        self.generator = Generator(trained.model, trained.vocabulary, trained.towers, *noise, config.data.streams)
 
     def draw(self, prompts: Sequence[Prompt], sampling: Sampling, limits: Limits) -> Samples:
         """One sample a prompt. UserError if a modality is unknown or a prompt too long."""

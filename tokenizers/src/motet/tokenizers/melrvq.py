@@ -111,6 +111,7 @@ class MelRVQ(MelTokenizer):
         return Tokens(tuple(ids_TK.shape), ids_TK.flatten().to(torch.int32).numpy())
 
     def frames_of(self, tokens: Tokens) -> torch.Tensor:
-        """Log-mel frames `[T, M]` that codes stand for."""
+        """Log-mel frames `[T, M]` that codes stand for, of all codebooks or of the first ones."""
         ids_TK = torch.from_numpy(np.asarray(tokens.ids, np.int64)).reshape(tokens.shape)
-        return sum((book_SM[ids_TK[:, k]] for k, book_SM in enumerate(self._codebooks_KSM)), torch.zeros(()))
+        books_KSM = self._codebooks_KSM[: ids_TK.shape[1]]
+        return sum((book_SM[ids_TK[:, k]] for k, book_SM in enumerate(books_KSM)), torch.zeros(()))

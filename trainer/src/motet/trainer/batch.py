@@ -39,6 +39,11 @@ class GroupedBatch:
         labels_T: int64; the next token of the document, -100 where there is none or a latent is involved.
         label_modality_T: int8; modality of the label, -1 where there is none.
         label_row_M: int64; the grouped rows that have a label.
+        further_row_J, further_ids_J: int64; grouped rows whose tokens have more codes than one, and those codes' ids: see
+            `codebooks`, as for the next three.
+        further_label_row_Q, further_labels_Q: int64; the grouped rows that predict codes of further codebooks, and these,
+            codebook by codebook.
+        further_ranges: of each such codebook its ids [begin, end), its modality in `modalities`, and how many labels.
         latent_row_N: int64; the grouped rows that hold latents.
         latents_ND: float32, clean. noise_ND: float32, standard normal.
         time_N: int64; diffusion step, equal within a picture.
@@ -59,6 +64,11 @@ class GroupedBatch:
     labels_T: Tensor
     label_modality_T: Tensor
     label_row_M: Tensor
+    further_row_J: Tensor
+    further_ids_J: Tensor
+    further_label_row_Q: Tensor
+    further_labels_Q: Tensor
+    further_ranges: tuple[tuple[int, int, int, int], ...]
     latent_row_N: Tensor
     latents_ND: Tensor
     noise_ND: Tensor

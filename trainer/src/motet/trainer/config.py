@@ -56,6 +56,8 @@ class DataConfig(Settings):
         caption_first: how often a captioned picture or recording stands after its caption (generation); else before it
             (captioning).
         guidance_dropout: how often what stands after its caption is learnt without it, so that generation can be guided.
+        streams: how frames of several codebooks become tokens, by modality: `flat`, one code after another, unless said
+            otherwise; `delayed`; or `first` (`codebooks`).
         shuffle: how many blocks of 512 documents are shuffled together; None = all documents of a source. A few dozen keep
             what is read at a time small, where shards are far away.
         long: what becomes of documents longer than a row: cut off, or split over several rows.
@@ -71,6 +73,7 @@ class DataConfig(Settings):
     edits: list[Edit] = Field(default_factory=list)
     caption_first: Share = 0.5
     guidance_dropout: Share = 0.0
+    streams: dict[str, Literal["flat", "delayed", "first"]] = Field(default_factory=dict)
     shuffle: Count | None = None
     long: Literal["truncate", "split"] = "truncate"
     max_lost: Share = 0.001

@@ -129,7 +129,7 @@ class Corpus:
     def survey(self, document_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which documents belong to this split (bool), and their rendered lengths (int64); LostBatches as in `read`."""
         place = self.records.touch(document_N)
-        id_N2, length_N, *_ = loops.survey(*place[:4], self.records.known_PM)
+        id_N2, length_N, *_ = loops.survey(*place[:4], self.records.known_PM, self.records.rule_M2)
         return self.belongs(id_N2[:, 0]), length_N
 
     def outline(self, document_N: np.ndarray) -> Documents:
@@ -144,15 +144,17 @@ class Corpus:
         tokens_T = np.empty(ids, np.int64)
         latents_VW = np.empty((latents, records.width), np.uint16)
         spans = documents.spans_D, documents.modality_S, documents.length_S, documents.at_S, documents.height_S
-        loops.copy(*place[:4], records.wide_P, records.latent, records.width, *spans, tokens_T, latents_VW)
+        loops.copy(
+            *place[:4], records.rule_M2, records.wide_P, records.latent, records.width, *spans, tokens_T, latents_VW
+        )
         return replace(documents, tokens_T=tokens_T, latents_VW=latents_VW.view(np.float16))
 
     def _outline(self, document_N: np.ndarray, place: Place) -> tuple[Documents, int, int]:
         """(the documents, how many ids, how many latents they have)."""
         records = self.records
-        id_N2, length_N, spans_N, ids_N, latents_N = loops.survey(*place[:4], records.known_PM)
+        id_N2, length_N, spans_N, ids_N, latents_N = loops.survey(*place[:4], records.known_PM, records.rule_M2)
         modality_S, length_S = np.empty(spans := int(spans_N.sum()), np.uint8), np.empty(spans, np.int64)
-        loops.outline(*place[:4], records.known_PM, modality_S, length_S)
+        loops.outline(*place[:4], records.known_PM, records.rule_M2, modality_S, length_S)
         documents = Documents(
             modalities=self.modalities,
             continuous=tuple(i == records.latent for i in range(len(self.modalities))),

@@ -26,12 +26,17 @@ from .model.patches import Grid, Passage
 
 
 class Stretch(NamedTuple):
-    """Some positions of one tower: ids, and the float latents [n, L] and grid of a picture given as latents."""
+    """Some positions of one tower: ids, and the float latents [n, L] and grid of a picture given as latents.
+
+    At the places `further_at` among the positions, the ids `further` enter too (`codebooks`).
+    """
 
     ids: np.ndarray
     tower: int
     latents: np.ndarray | None = None
     grid: Grid = (0, 0)
+    further_at: Sequence[int] | np.ndarray = ()
+    further: Sequence[int] | np.ndarray = ()
 
 
 class Draft:
@@ -111,7 +116,7 @@ class Draft:
         ids_Rn, tower_Rn = np.zeros((R, n), np.int64), np.zeros((R, n), np.int64)
         pictures = [stretch for row in self._waiting for stretch in row if stretch.latents is not None]
         block_Rn = np.zeros((R, n), np.int64) if pictures else None
-        patch_ND = None
+        patch_ND, further = None, []
         if pictures:
             latents_NL = np.concatenate([np.asarray(stretch.latents, np.float32) for stretch in pictures])
             patch_ND, _ = self._patches(torch.from_numpy(latents_NL), 0, [stretch.grid for stretch in pictures])
@@ -122,8 +127,12 @@ class Draft:
                 ids_Rn[here], tower_Rn[here] = stretch.ids, stretch.tower
                 if stretch.latents is not None and block_Rn is not None:
                     block_Rn[here] = number
+                further += [
+                    (row * n + at + place, id_) for place, id_ in zip(stretch.further_at, stretch.further, strict=True)
+                ]
                 at += len(stretch.ids)
-        hidden_RnD = self._context.extend(ids_Rn, tower_Rn, block_Rn, patch_ND, length_B=length_R)
+        further_2J = np.array(further, np.int64).reshape(-1, 2).T
+        hidden_RnD = self._context.extend(ids_Rn, tower_Rn, block_Rn, patch_ND, further_2J, length_R)
         last_R = torch.from_numpy(length_R - 1).to(hidden_RnD.device)
         self._end_RD = hidden_RnD[torch.arange(R, device=hidden_RnD.device), last_R]
         self._waiting = [[] for _ in self._waiting]

@@ -219,8 +219,9 @@ def _labels(read: Sequence[Rows], batches: Sequence[GroupedBatch]) -> tuple[np.n
     found = []
     for rows, batch in zip(read, batches, strict=True):
         source_P = rows.documents.source_D[rows.piece_P5[:, 0]].astype(np.int64)
-        source_of = [source_P[batch.document_T[at].numpy() - 1] for at in (batch.label_row_M, batch.latent_row_N)]
-        found.append((batch.labels_T[batch.label_row_M].numpy(), *source_of))
+        label_row_M = torch.cat((batch.label_row_M, batch.further_label_row_Q))
+        source_of = [source_P[batch.document_T[at].numpy() - 1] for at in (label_row_M, batch.latent_row_N)]
+        found.append((torch.cat((batch.labels_T[batch.label_row_M], batch.further_labels_Q)).numpy(), *source_of))
     label_M, source_M, source_N = (np.concatenate(column) for column in zip(*found, strict=True))
     return label_M, source_M, source_N
 
@@ -261,7 +262,8 @@ def _unigram_nats(batches: Iterable[GroupedBatch], size: int, ranges: Sequence[t
     """-log of each id's frequency (plus one) among the labels of its codebook in these batches: float64 [V]."""
     count_V = np.ones(size, np.int64)
     for batch in batches:
-        count_V += np.bincount(batch.labels_T[batch.label_row_M].numpy(), minlength=size)
+        for labels in (batch.labels_T[batch.label_row_M], batch.further_labels_Q):
+            count_V += np.bincount(labels.numpy(), minlength=size)
     nats_V = -np.log(count_V)
     for begin, end in ranges:
         nats_V[begin:end] += np.log(count_V[begin:end].sum())

@@ -39,6 +39,7 @@ def export(run: str | Path, out: str | Path, dtype: str = "float32") -> Path:
         "format": FORMAT,
         "model": config.model.model_dump(mode="json"),
         "objective": config.objective.model_dump(mode="json"),
+        "streams": config.data.streams,
         "vocabulary": trained.state.vocabulary,
     }
     (out / CONFIG).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ Letters: B prompts, n positions, L width of one latent, V ids that are allowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import Tokens
 
+from .codebooks import spread, table
 from .diffusion import process
 from .draft import Draft, Stretch
 from .model.mot import MoT
@@ -75,10 +76,19 @@ class Wanted:
 
 
 class Generator:
-    """A trained model that continues prompts; `noise_steps` and `diffusion` are those of its `objective`."""
+    """A trained model that continues prompts.
+
+    `noise_steps` and `diffusion` are those of its `objective`, `streams` those of its `data`.
+    """
 
     def __init__(
-        self, model: MoT, vocabulary: Vocabulary, towers: Towers, noise_steps: int = 1000, diffusion: str = "ddpm"
+        self,
+        model: MoT,
+        vocabulary: Vocabulary,
+        towers: Towers,
+        noise_steps: int = 1000,
+        diffusion: str = "ddpm",
+        streams: Mapping[str, str] | None = None,
     ):
         if any(experts.routing == "expert" for experts in model.config.experts.values()):
             raise UserError(
@@ -88,6 +98,8 @@ class Generator:
         self.model, self.vocabulary = model.eval(), vocabulary
         self._tower = dict(zip(vocabulary.modalities, towers.of_modality, strict=True))
         self._process = process(diffusion, noise_steps)
+        rule_M2 = table(vocabulary.tokenizers, vocabulary.modalities, streams or {})
+        self._rule = dict(zip(vocabulary.modalities, rule_M2, strict=True))
 
     def continue_(
         self,
@@ -173,7 +185,10 @@ class Generator:
             if tokens.latents is not None:
                 body = self._patches(modality, tokens)
             else:
-                body = Stretch(vocabulary.ids(modality, np.asarray(tokens.ids)), tower)
+                books = len(vocabulary.base[modality])
+                ids_FK = vocabulary.ids(modality, np.asarray(tokens.ids)).reshape(-1, books)
+                ids, places, further = spread(ids_FK, self._rule[modality])
+                body = Stretch(ids, tower, further_at=places, further=further)
             if modality == TEXT:
                 stretches.append(body)
             else:
@@ -210,7 +225,12 @@ class Generator:
     ) -> tuple[list[Tokens], list[int]]:
         """Codes for every document, and which of `stops` ended each, -1 = none; `at_once` may come before any code."""
         modality = wanted.modality
+        every, extra = self._rule[modality].tolist()
+        if extra:
+            return self._delayed(draft, wanted, stops, sampling, random)
         bases, sizes = self.vocabulary.base[modality], self.vocabulary.tokenizers[modality].codebooks
+        if every > 1:  # the first codebook alone
+            bases, sizes = bases[:1], sizes[:1]
         room = wanted.positions(len(bases))
         drawn_Bn = np.zeros((draft.documents, room), np.int64)
         end_B, stop_B = np.full(draft.documents, room), np.full(draft.documents, -1)
@@ -227,9 +247,42 @@ class Generator:
             draft.write(
                 [Stretch(ids_B[b : b + 1], tower) if stop < 0 else None for b, stop in enumerate(stop_B.tolist())]
             )
-        found = [self.vocabulary.codes(modality, ids[:end]) for ids, end in zip(drawn_Bn, end_B, strict=True)]
+        base_n = np.resize(bases, room)
+        found = [(ids - base_n)[:end].astype(np.int32) for ids, end in zip(drawn_Bn, end_B, strict=True)]
         grid = (lambda n: (n,)) if modality == TEXT else (lambda n: (n // len(bases), len(bases)))
         return [Tokens(wanted.shape or grid(len(codes)), ids=codes) for codes in found], stop_B.tolist()
+
+    def _delayed(
+        self, draft: Draft, wanted: Wanted, stops: Sequence[int], sampling: Sampling, random: torch.Generator
+    ) -> tuple[list[Tokens], list[int]]:
+        """As `_codes`, where codebook k runs k frames late: once codebook 0 has stopped, the others come to their end."""
+        modality, B = wanted.modality, draft.documents
+        bases, sizes = self.vocabulary.base[modality], self.vocabulary.tokenizers[modality].codebooks
+        ranges = [(base, base + size) for base, size in zip(bases, sizes, strict=True)]
+        K, most = len(bases), wanted.shape[0] if wanted.shape is not None else wanted.limit or 0
+        ids_BFK = np.zeros((B, most, K), np.int64)
+        frames_B, stop_B = np.full(B, most), np.full(B, -1)
+        p = 0
+        while (p < frames_B + K - 1).any() and most:
+            going_B = (stop_B < 0) & (p < most)
+            if going_B.any():
+                may_stop = stops if wanted.shape is None and p else ()
+                ids_B = self._draw(draft, [ranges[0], *((id_, id_ + 1) for id_ in may_stop)], sampling, random)
+                ended_B = going_B & np.isin(ids_B, stops)
+                frames_B[ended_B], stop_B[ended_B] = p, ids_B[ended_B]
+                going_B &= ~ended_B
+                ids_BFK[going_B, min(p, most - 1), 0] = ids_B[going_B]
+            for k in range(1, min(K - 1, p) + 1):
+                late_B = p - k < frames_B
+                if late_B.any():
+                    ids_B = self._draw(draft, [ranges[k]], sampling, random)
+                    ids_BFK[late_B, p - k, k] = ids_B[late_B]
+            draft.write([_token(ids_BFK[b], p, int(frames_B[b]), self._tower[modality]) for b in range(B)])
+            p += 1
+        found = [ids_FK[:frames] for ids_FK, frames in zip(ids_BFK, frames_B.tolist(), strict=True)]
+        codes = [self.vocabulary.codes(modality, ids_FK.reshape(-1)) for ids_FK in found]
+        tokens_B = [Tokens(ids_FK.shape, ids=each) for ids_FK, each in zip(found, codes, strict=True)]
+        return tokens_B, stop_B.tolist()
 
     def _latents(self, draft: Draft, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
         """Latents for every document, which are written to it clean: at diffusion step 0, as prompts are read."""
@@ -256,6 +309,12 @@ class Generator:
         """One of the ids in these ranges for every document."""
         allowed_V = np.concatenate([np.arange(*each) for each in ranges])
         return allowed_V[_chosen(draft.scores(ranges), sampling, random)]
+
+
+def _token(ids_FK: np.ndarray, p: int, frames: int, tower: int) -> Stretch | None:
+    """Token p of a delayed span of so many frames; None after its end."""
+    ids = [ids_FK[p - k, k] for k in range(ids_FK.shape[1]) if 0 <= p - k < frames]
+    return Stretch(np.array(ids[:1]), tower, further_at=[0] * (len(ids) - 1), further=ids[1:]) if ids else None
 
 
 def _grid(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -116,11 +116,23 @@ def _swapped(word):
 
 
 @compiled
-def survey(batch_N, row_N, part_N, address_BC, known_PM):
+def rendered(codes, rule_2):
+    """Tokens of a span of so many stored codes or latents, by its modality's row of `codebooks.table`."""
+    return codes // rule_2[0] + rule_2[1] if codes else 0
+
+
+@compiled
+def stored(tokens, rule_2):
+    """Inverse of `rendered`."""
+    return (tokens - rule_2[1]) * rule_2[0] if tokens else 0
+
+
+@compiled
+def survey(batch_N, row_N, part_N, address_BC, known_PM, rule_M2):
     """(sample ids uint64 [N, 2], rendered lengths int64 [N], spans int64 [N], ids stored int64 [N],
     latents stored int64 [N]) of documents.
 
-    `known_PM` maps the modality table of each part to 0 = text, 1, ...
+    `known_PM` maps the modality table of each part to 0 = text, 1, ...; `rule_M2` is `codebooks.table` of these.
     """
     N = len(batch_N)
     id_N2 = np.empty((N, 2), np.uint64)
@@ -141,16 +153,17 @@ def survey(batch_N, row_N, part_N, address_BC, known_PM):
         modality_S = carray(_pointer(column_C[SPAN_MODALITY] + first), spans, dtype=np.uint8)
         begin, length = 0, MARKS
         for s in range(spans):
-            length += end_S[s] - begin
+            modality = known_PM[part_N[n], modality_S[s]]
+            length += rendered(end_S[s] - begin, rule_M2[modality])
             begin = end_S[s]
-            if known_PM[part_N[n], modality_S[s]] != 0:
+            if modality != 0:
                 length += MARKS
         length_N[n], spans_N[n] = length, spans
     return id_N2, length_N, spans_N, ids_N, latents_N
 
 
 @compiled
-def outline(batch_N, row_N, part_N, address_BC, known_PM, modality_S, length_S):
+def outline(batch_N, row_N, part_N, address_BC, known_PM, rule_M2, modality_S, length_S):
     """Fill the spans of documents, one after another."""
     s = 0
     for n in range(len(batch_N)):
@@ -161,7 +174,8 @@ def outline(batch_N, row_N, part_N, address_BC, known_PM, modality_S, length_S):
         stored_S = carray(_pointer(column_C[SPAN_MODALITY] + first), spans, dtype=np.uint8)
         begin = 0
         for j in range(spans):
-            modality_S[s], length_S[s] = known_PM[part_N[n], stored_S[j]], end_S[j] - begin
+            modality_S[s] = known_PM[part_N[n], stored_S[j]]
+            length_S[s] = rendered(end_S[j] - begin, rule_M2[modality_S[s]])
             begin = end_S[j]
             s += 1
 
@@ -169,7 +183,7 @@ def outline(batch_N, row_N, part_N, address_BC, known_PM, modality_S, length_S):
 # fmt: off
 @compiled
 def copy(
-    batch_N, row_N, part_N, address_BC, wide_P, latent, width, spans_N,
+    batch_N, row_N, part_N, address_BC, rule_M2, wide_P, latent, width, spans_N,
     modality_S, length_S, at_S, height_S, tokens_T, latents_TW,
 ):
     # fmt: on
@@ -190,7 +204,7 @@ def copy(
                 vector_at += length_S[s]
             else:
                 at_S[s] = id_at
-                id_at += length_S[s]
+                id_at += stored(length_S[s], rule_M2[modality_S[s]])
             s += 1
         ids = id_at - token
         if ids:

@@ -47,7 +47,8 @@ class Losses:
         sums: for each modality the summed cross-entropy in nats, for `diffusion` the summed mean squared error of
             patches; scalars without gradient, on the device.
         counts: how many terms each sum has, likewise.
-        nats_M, error_N: the terms themselves, of each label and of each latent patch; error_N is empty without diffusion.
+        nats_M, error_N: the terms themselves, of each label (those of further codebooks last) and of each latent patch;
+            error_N is empty without diffusion.
         rank_M: `label_ranks`, where asked for.
     """
 
@@ -89,6 +90,12 @@ def losses(
     hidden_MD, label_M = hidden_TD.index_select(0, batch.label_row_M), batch.labels_T[batch.label_row_M]
     total, nats_M = linear_cross_entropy(hidden_MD, bare.head.weight, label_M, scale_M, config.z_loss)
     rank_M = label_ranks(hidden_MD, bare.head.weight, label_M, ranges) if ranges else None
+    if batch.further_ranges:
+        hidden_QD = hidden_TD.index_select(0, batch.further_label_row_Q)
+        more, nats_Q, modality_Q = _further(hidden_QD, bare.head.weight, batch, scale, config.z_loss)
+        total, nats_M, modality_M = total + more, torch.cat((nats_M, nats_Q)), torch.cat((modality_M, modality_Q))
+        if rank_M is not None:
+            rank_M = torch.cat((rank_M, label_ranks(hidden_QD, bare.head.weight, batch.further_labels_Q, ranges)))
     error_N = nats_M.new_empty(0)
     zero = nats_M.new_zeros(len(names))
     sums = dict(zip(names, zero.index_add(0, modality_M, nats_M), strict=True))
@@ -103,6 +110,22 @@ def losses(
         sums[DIFFUSION], terms[DIFFUSION] = error.detach(), zero.new_full((), len(error_N))
         total = total + config.diffusion_weight * error / max(counts.get(DIFFUSION, 0), 1)
     return Losses(total, sums, terms, nats_M, error_N.detach(), rank_M)
+
+
+def _further(
+    hidden_QD: Tensor, weight_VD: Tensor, batch: GroupedBatch, scale: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, nats and modality of each label) of further codebooks: each has a softmax of its own ids."""
+    sizes = [count for *_, count in batch.further_ranges]
+    parts = zip(hidden_QD.split(sizes), batch.further_labels_Q.split(sizes), batch.further_ranges, strict=True)
+    total, nats, modalities = hidden_QD.new_zeros(()), [], []
+    for hidden_qD, label_q, (begin, end, modality, count) in parts:
+        scale_q = scale[modality].expand(count)
+        more, nats_q = linear_cross_entropy(hidden_qD, weight_VD[begin:end], label_q - begin, scale_q, z_loss)
+        total = total + more
+        nats.append(nats_q)
+        modalities.append(torch.full_like(label_q, modality))
+    return total, torch.cat(nats), torch.cat(modalities)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """An exported model: a folder that says all about itself, and is opened with torch, safetensors and pydantic alone.
 
     FOLDER/model.safetensors (or several, and model.safetensors.index.json)   the weights, by the names of `MoT`
-    FOLDER/config.json   {"format": 1, "model", "objective", "vocabulary"}     --`load`--> `Pretrained`
+    FOLDER/config.json   {"format": 1, "model", "objective", "streams", "vocabulary"}     --`load`--> `Pretrained`
     FOLDER/README.md     the model's card
 
 `export` writes it. Nothing is unpickled.
@@ -37,10 +37,12 @@ class Pretrained:
     vocabulary: Vocabulary
     towers: Towers
     objective: ObjectiveConfig
+    streams: dict[str, str]
 
     def generator(self) -> Generator:
         """What continues prompts with it."""
-        return Generator(self.model, self.vocabulary, self.towers, self.objective.noise_steps, self.objective.diffusion)
+        noise = self.objective.noise_steps, self.objective.diffusion
+        return Generator(self.model, self.vocabulary, self.towers, *noise, self.streams)
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
@@ -67,7 +69,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path}: the weights are not those of config.json: {' '.join(str(error).split())}") from None
-    return Pretrained(model.eval(), vocabulary, towers, objective)
+    return Pretrained(model.eval(), vocabulary, towers, objective, said["streams"])
 
 
 def _files(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ modality table; P parts.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from motet.pipeline.store import Folder, store_of
 from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import TokenizerSpec
 
-from . import loops
+from . import codebooks, loops
 from .cache import Cache
 from .vocabulary import TEXT
 
@@ -107,15 +107,23 @@ class Records:
         hashes: of the datasets, sorted. paths: where each of them lies.
         before_K1: int64; documents before each record batch: documents are numbered through, source by source.
         begin: the first document of each source, and their end.
+        rule_M2: how codes of each modality become tokens: `codebooks.table`.
         parts: of the datasets' sources, in the order of their record batches. known_PM, wide_P: of each, see `Part`.
     """
 
-    def __init__(self, indexes: Sequence[Index], paths: Sequence[str], cache: Cache | None = None):
+    def __init__(
+        self,
+        indexes: Sequence[Index],
+        paths: Sequence[str],
+        cache: Cache | None = None,
+        streams: Mapping[str, str] | None = None,
+    ):
         self.tokenizers = _agreed(indexes)
         order = sorted(range(len(indexes)), key=lambda d: indexes[d].hash)
         self.paths = tuple(paths[d] for d in order)
         indexes = [indexes[d] for d in order]
         self.modalities = (TEXT, *sorted(m for m in self.tokenizers if m != TEXT))
+        self.rule_M2 = codebooks.table(self.tokenizers, self.modalities, streams or {})
         self.sources = tuple(sorted({source.name for index in indexes for source in index.sources}))
         self.hashes = tuple(index.hash for index in indexes)
         parts, rows, places, first = [], [], [], 0
@@ -161,14 +169,16 @@ class Records:
         self._cache, self._pieces, self._lock = cache, OrderedDict[int, pa.Buffer](), Lock()
 
     @classmethod
-    def open(cls, paths: Sequence[str], cache: Cache | None = None) -> Records:
+    def open(
+        cls, paths: Sequence[str], cache: Cache | None = None, streams: Mapping[str, str] | None = None
+    ) -> Records:
         """The record batches of the token datasets at `paths`; UserError if a remote one has no `cache`."""
-        return cls([_index(path) for path in paths], paths, cache)
+        return cls([_index(path) for path in paths], paths, cache, streams)
 
     @classmethod
     def of(cls, data: DataConfig, paths: Sequence[str]) -> Records:
-        """The record batches of the datasets at `paths`, through the cache that a configuration names."""
-        return cls.open(paths, Cache(Path(data.cache).expanduser(), int(data.cache_gigabytes * 1e9)))
+        """The record batches of the datasets at `paths`, through the cache and as the streams that a configuration names."""
+        return cls.open(paths, Cache(Path(data.cache).expanduser(), int(data.cache_gigabytes * 1e9)), data.streams)
 
     @property
     def latent(self) -> int:

@@ -14,6 +14,7 @@ the batch, N latents of width D.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +23,7 @@ import torch
 
 from motet.tokenizers.contract import content_hash
 
-from . import segments
+from . import codebooks, segments
 from .batch import GroupedBatch
 from .corpus import Documents
 from .guidance import Dropout
@@ -76,14 +77,22 @@ class Renderer:
         sequence: tokens per row; no row holds more.
         noise: the diffusion noise; only its `steps` matter to data without latents.
         dropout: which captions are dropped; None = none.
+        streams: how frames of several codebooks become tokens, as `data.streams`; the documents' lengths must agree.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, towers: Towers, sequence: int, noise: Noise, dropout: Dropout | None = None
+        self,
+        vocabulary: Vocabulary,
+        towers: Towers,
+        sequence: int,
+        noise: Noise,
+        dropout: Dropout | None = None,
+        streams: Mapping[str, str] | None = None,
     ):
         self.vocabulary, self.towers, self.sequence = vocabulary, towers, sequence
         self.noise, self.dropout = noise, dropout or Dropout()
         names = vocabulary.modalities
+        self._rule_M2 = codebooks.table(vocabulary.tokenizers, names, streams or {})
         marks = [(vocabulary.begin[m], vocabulary.end[m]) for m in names[1:]]
         self._mark_M2 = np.array([(vocabulary.bos, vocabulary.eos), *marks], np.int64)
         self._latent = names.index(vocabulary.latent_modality) if vocabulary.latent_modality else -1
@@ -97,8 +106,9 @@ class Renderer:
     def counts(self, rows: Rows) -> dict[str, int]:
         """Labels of each modality in these rows, without reading a token; latents under `diffusion`."""
         names, rows = self.vocabulary.modalities, self.dropout.cut(rows)
-        token_M, label_M = segments.count(self._lay_out(rows.documents, rows.piece_P5), len(names))
-        counts = dict(zip(names, label_M.tolist(), strict=True))
+        segment_ZC = self._lay_out(rows.documents, rows.piece_P5)
+        token_M, label_M, further_MK, _ = segments.count(segment_ZC, rows.documents.length_S, self._rule_M2)
+        counts = dict(zip(names, (label_M + further_MK.sum(1)).tolist(), strict=True))
         if self._latent >= 0:
             counts[DIFFUSION] = int(token_M[self._latent])
         return counts
@@ -110,24 +120,33 @@ class Renderer:
         if rows.length_R.max(initial=0) > self.sequence:
             raise ValueError(f"a row holds more than {self.sequence} tokens")
         segment_ZC = self._lay_out(documents, piece_P5)
-        token_M, label_M = segments.count(segment_ZC, len(vocabulary.modalities))
+        token_M, label_M, further_MK, codes = segments.count(segment_ZC, documents.length_S, self._rule_M2)
         T, N = len(rows) * self.sequence, int(token_M[self._latent]) if self._latent >= 0 else 0
         token_M[segments.TEXT] += T - token_M.sum()
         counts_G = np.bincount(self._tower_M, token_M, len(self.towers)).astype(np.int64)
         end_G = np.cumsum(counts_G)
         column = {name: self._empty(T, dtype=dtype) for name, dtype in COLUMNS.items()}
         label_row_M, latent_row_N = self._empty(int(label_M.sum())), self._empty(N)
+        further_row_J, further_ids_J = self._empty(codes), self._empty(codes)
+        further_label_row_Q, further_labels_Q = (self._empty(int(further_MK.sum())) for _ in range(2))
+        next_MK = (further_MK.cumsum() - further_MK.reshape(-1)).reshape(further_MK.shape)
         segments.write(
             segment_ZC,
+            documents.length_S,
             rows.start_R1,
             self.sequence,
             self._tower_M,
             end_G - counts_G,
             self._base_MK,
             self._books_M,
+            self._rule_M2,
+            self._mark_M2,
             vocabulary.pad,
             documents.tokens_T,
             *(tensor.numpy() for tensor in (*column.values(), label_row_M, latent_row_N)),
+            *(further_row_J.numpy(), further_ids_J.numpy()),
+            next_MK,
+            *(further_label_row_Q.numpy(), further_labels_Q.numpy()),
         )
         latents_ND, noise_ND = (self._empty(N, vocabulary.latent_dim, dtype=torch.float32) for _ in range(2))
         time_N = self._empty(N)
@@ -143,6 +162,11 @@ class Renderer:
             offsets_G=offsets_G,
             counts=tuple(counts_G.tolist()),
             label_row_M=label_row_M,
+            further_row_J=further_row_J,
+            further_ids_J=further_ids_J,
+            further_label_row_Q=further_label_row_Q,
+            further_labels_Q=further_labels_Q,
+            further_ranges=self._ranges(further_MK),
             latent_row_N=latent_row_N,
             latents_ND=latents_ND,
             noise_ND=noise_ND,
@@ -150,6 +174,16 @@ class Renderer:
             pictures=pictures,
             latent_modality=vocabulary.latent_modality,
         )
+
+    def _ranges(self, further_MK: np.ndarray) -> tuple[tuple[int, int, int, int], ...]:
+        """Ids, modality and labels of every further codebook that has labels."""
+        found = []
+        for m, k in np.argwhere(further_MK).tolist():
+            name = self.vocabulary.modalities[m]
+            begin = self.vocabulary.base[name][k]
+            end = begin + self.vocabulary.tokenizers[name].codebooks[k]
+            found.append((begin, end, m, int(further_MK[m, k])))
+        return tuple(found)
 
     def _lay_out(self, documents: Documents, piece_P5: np.ndarray) -> np.ndarray:
         index = self.vocabulary.modalities.index

@@ -78,31 +78,66 @@ def _add(segment_ZC, z, piece, begin, end, at, length, kind, modality, span, fir
 
 
 @compiled
-def count(segment_ZC, modalities):
-    """(tokens, labels) of each modality, int64; a label is a token that `write` gives the one before it to predict."""
+def count(segment_ZC, length_S, rule_M2):
+    """(tokens of each modality, labels of each, labels of each one's further codebooks [M, K], further codes in tokens).
+
+    A label is what `write` gives the token before to predict; further ones are not among the second.
+    """
+    modalities = len(rule_M2)
     token_M, label_M = np.zeros(modalities, np.int64), np.zeros(modalities, np.int64)
+    further_MK = np.zeros((modalities, max(rule_M2[:, 0])), np.int64)
+    codes = 0
     for z in range(len(segment_ZC)):
-        modality, length = segment_ZC[z, MODALITY], segment_ZC[z, LENGTH]
+        kind, modality, length = segment_ZC[z, KIND], segment_ZC[z, MODALITY], segment_ZC[z, LENGTH]
         token_M[modality] += length
-        if segment_ZC[z, KIND] != LATENTS:
+        follows = z > 0 and segment_ZC[z - 1, PIECE] == segment_ZC[z, PIECE] and segment_ZC[z - 1, KIND] != LATENTS
+        if kind == LATENTS:
+            continue
+        every, extra = rule_M2[modality]
+        if kind == CODES and extra:
+            frames = length_S[segment_ZC[z, SPAN]] - extra
+            skip = segment_ZC[z, SKIP]
+            for p in range(skip, skip + length):
+                first, last = _present(p, frames, every)
+                codes += last - first
+                if p > skip or follows:
+                    label_M[modality] += p < frames
+                    label_M[TEXT] += p == frames
+                    for k in range(max(first, 1), last + 1):
+                        further_MK[modality, k] += 1
+        else:
             label_M[modality] += length - 1
-            if z and segment_ZC[z - 1, PIECE] == segment_ZC[z, PIECE] and segment_ZC[z - 1, KIND] != LATENTS:
+            if follows and not (kind == MARKER and _delayed(segment_ZC, z - 1, rule_M2)):
                 label_M[modality] += 1
-    return token_M, label_M
+    return token_M, label_M, further_MK, codes
+
+
+@compiled
+def _present(p, frames, books):
+    """The first and the last codebook that token p of a delayed span has codes of."""
+    return max(0, p - frames + 1), min(books - 1, p)
+
+
+@compiled
+def _delayed(segment_ZC, z, rule_M2):
+    """Whether segment z is the delayed codes of a span: its end was told before it ended."""
+    return segment_ZC[z, KIND] == CODES and rule_M2[segment_ZC[z, MODALITY], 1] > 0
 
 
 # fmt: off
 @compiled
 def write(
-    segment_ZC, start_R1, sequence, tower_M, next_G, base_MK, books_M, pad, stored_T,
+    segment_ZC, length_S, start_R1, sequence, tower_M, next_G, base_MK, books_M, rule_M2, mark_M2, pad, stored_T,
     ids_T, position_T, document_T, block_T, order_T, labels_T, label_modality_T, label_row_M, latent_row_N,
+    further_row_J, further_ids_J, next_MK, further_label_row_Q, further_labels_Q,
 ):
     # fmt: on
     """Fill the columns of a `GroupedBatch`, segment by segment and row by row.
 
-    `start_R1` is the first piece of each row, and their number; `next_G` the first place of each tower. No row holds more
-    than `sequence` tokens. An id is the tokenizer's own, from `stored_T`, plus the base of its codebook in `base_MK`; a
-    modality's codebooks, `books_M` of them, take turns.
+    `start_R1` is the first piece of each row, and their number; `next_G` the first place of each tower, `next_MK` that of
+    each further codebook's labels. No row holds more than `sequence` tokens. An id is the tokenizer's own, from
+    `stored_T`, plus the base of its codebook in `base_MK`; a modality's codebooks, `books_M` of them, take turns where
+    `rule_M2` does not say otherwise.
     """
     ids_T[:] = pad
     position_T[:] = 0
@@ -110,7 +145,7 @@ def write(
     block_T[:] = 0
     labels_T[:] = NO_LABEL
     label_modality_T[:] = -1
-    z = pictures = latents = 0
+    z = pictures = latents = further = 0
     for row in range(len(start_R1) - 1):
         place, stop = row * sequence, (row + 1) * sequence  # in sequence order
         for p in range(start_R1[row], start_R1[row + 1]):
@@ -130,12 +165,37 @@ def write(
                     _count_up(latent_row_N[latents : latents + length], begin)
                     latents += length
                     before = -1
+                elif kind == CODES and rule_M2[modality, 1]:
+                    books = rule_M2[modality, 0]
+                    frames = length_S[segment_ZC[z, SPAN]] - rule_M2[modality, 1]
+                    code_FK = stored_T[first - skip : first - skip + frames * books].reshape(frames, books)
+                    for i in range(length):
+                        token, here = skip + i, begin + i
+                        lowest, highest = _present(token, frames, books)
+                        for k in range(lowest, highest + 1):
+                            id_ = code_FK[token - k, k] + base_MK[modality, k]
+                            if k == lowest:
+                                ids_T[here] = id_
+                            else:
+                                further_row_J[further], further_ids_J[further] = here, id_
+                                further += 1
+                            if before >= 0 and k == 0:
+                                labels_T[before], label_modality_T[before] = id_, modality
+                            elif before >= 0:
+                                further_label_row_Q[next_MK[modality, k]] = before
+                                further_labels_Q[next_MK[modality, k]] = id_
+                                next_MK[modality, k] += 1
+                        if before >= 0 and token == frames:
+                            labels_T[before], label_modality_T[before] = mark_M2[modality, 1], TEXT
+                        before = here
+                    before = -1  # the end has been told
                 else:
                     own_L = ids_T[begin:end]
                     if kind == MARKER:
                         own_L[0] = first
                     else:
-                        _offset(own_L, stored_T[first : first + length], base_MK[modality, : books_M[modality]], skip)
+                        base_K = base_MK[modality, : books_M[modality]]
+                        _offset(own_L, stored_T[first - skip :], skip, rule_M2[modality, 0], base_K)
                     if before >= 0:
                         labels_T[before], label_modality_T[before] = own_L[0], modality
                     labels_T[begin : end - 1] = own_L[1:]
@@ -162,9 +222,13 @@ def _count_up(value_L, first):
 
 
 @compiled
-def _offset(id_L, stored_L, base_K, skip):
-    """Ids of the vocabulary, of a span's own ids from the `skip`th on."""
+def _offset(id_L, stored_L, skip, every, base_K):
+    """Ids of the vocabulary, of a span's own ids from its `skip`th token on: all of them, or one of `every`."""
+    if every > 1:
+        for i in range(len(id_L)):
+            id_L[i] = stored_L[(skip + i) * every] + base_K[0]
+        return
     books = len(base_K)
     for k in range(books):
         for i in range((k - skip) % books, len(id_L), books):
-            id_L[i] = stored_L[i] + base_K[k]
+            id_L[i] = stored_L[skip + i] + base_K[k]

@@ -43,7 +43,7 @@ class Stream:
         vocabulary.check(plan.corpus.tokenizers, "data.paths")
         self.plan, self.vocabulary, self.towers, self.noise, self.pair = plan, vocabulary, towers, noise, pair
         dropout = Dropout(plan.seed, plan.data.guidance_dropout)
-        self._renderer = Renderer(vocabulary, towers, plan.data.sequence, noise, dropout)
+        self._renderer = Renderer(vocabulary, towers, plan.data.sequence, noise, dropout, plan.data.streams)
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1, micro_rows: int = 1) -> list[GroupedBatch]:
         """The batches of one rank at one step (from 0): its `share` of the rows, `micro_rows` at a time."""

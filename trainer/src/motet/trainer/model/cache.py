@@ -46,6 +46,7 @@ class Context:
         tower_Bn: np.ndarray,
         block_Bn: np.ndarray | None = None,
         patch_ND: Tensor | None = None,
+        further_2J: np.ndarray | None = None,
         length_B: np.ndarray | None = None,
         keep: bool = True,
     ) -> Tensor:
@@ -56,6 +57,7 @@ class Context:
             tower_Bn: index of each position's tower.
             block_Bn: 0, or the number of the picture whose patches see one another; those positions hold latents.
             patch_ND: what `MoT.patches` made of the latents, in the order of the positions where `block_Bn` is not 0.
+            further_2J: places in [B * n] and ids that enter there besides `ids_Bn`: see `codebooks`.
             length_B: how many of the n positions are real; the rest is padding at the end. None = all.
             keep: whether the positions stay; if not, the next call overwrites them.
         """
@@ -72,6 +74,11 @@ class Context:
         position_T = torch.from_numpy((begin_B1 + np.arange(n)).reshape(-1)[order_T]).to(device)
 
         x_TD = self.model.embed(torch.from_numpy(ids_Bn.astype(np.int64).reshape(-1)[order_T]).to(device))
+        if further_2J is not None and further_2J.size:
+            grouped_J, ids_J = torch.from_numpy(np.stack((np.argsort(order_T)[further_2J[0]], further_2J[1]))).to(
+                device
+            )
+            x_TD = x_TD.index_add(0, grouped_J, self.model.embed(ids_J))
         if patch_ND is not None and block_Bn is not None:
             row_N = torch.from_numpy(np.flatnonzero(block_Bn.reshape(-1)[order_T])).to(device)
             x_TD = x_TD.index_copy(0, row_N, patch_ND.to(x_TD.dtype))

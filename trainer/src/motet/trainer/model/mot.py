@@ -191,6 +191,8 @@ class MoT(nn.Module):
         the loss that keeps experts evenly used: see `experts.Balance`.
         """
         x_TD = self.embed(batch.ids_T)
+        if len(batch.further_ids_J):
+            x_TD = x_TD.index_add(0, batch.further_row_J, self.embed(batch.further_ids_J))
         if self.patches is not None:
             if patch_ND is None:
                 patch_ND, _ = self.patches.into(batch.latents_ND, batch.time_N, batch.pictures)
