@@ -112,6 +112,22 @@ def test_any_codes_decode_also_none(fitted):
     assert len(sounds[1].samples) == 0
 
 
+def test_the_first_codebooks_decode_alone(fitted):
+    """What is left to later ones is missing, and the rest is the same: they are residual."""
+    tokenizer = build(fitted)
+    (tokens,) = tokenizer.encode([tokenizer.load(FILES[0])])
+    ids_TK = tokens.ids.reshape(tokens.shape)
+    far = [
+        float((tokenizer.frames_of(Tokens((len(part), k), ids=part.reshape(-1))) - tokenizer.frames_of(tokens)).norm())
+        for k in (1, 2, 4)
+        for part in (ids_TK[:, :k],)
+    ]
+    assert far[0] > far[1] > far[2] == 0
+    (sound,) = tokenizer.decode([Tokens((len(ids_TK), 1), ids=ids_TK[:, 0])])
+    (whole,) = tokenizer.decode([tokens])
+    assert sound.samples.shape == whole.samples.shape
+
+
 def test_a_fit_is_repeatable_to_the_byte_wherever_and_on_however_many_threads(fitted, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
