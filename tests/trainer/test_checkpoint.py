@@ -9,6 +9,8 @@ import torch
 from motet.tokenizers.configuration import UserError
 from motet.trainer import checkpoint
 from motet.trainer.checkpoint import MODEL, OPTIMIZER, STATE, DamagedCheckpoint, State
+from motet.trainer.config import ModelConfig
+from motet.trainer.model.mot import MoT
 from motet.trainer.plan import Cursor
 
 FILES = (MODEL, OPTIMIZER, STATE)
@@ -39,6 +41,13 @@ def test_comes_back_to_the_bit(out):
         loaded = checkpoint.load(newest, found, name)
         assert loaded.keys() == tensors(seed).keys()
         assert all(torch.equal(loaded[key], tensor) for key, tensor in tensors(seed).items())
+
+
+def test_weights_of_another_version_are_told_apart_from_damage(out):
+    newest = checkpoint.latest(out)
+    model = MoT(ModelConfig(dim=8, layers=1, heads=1), ["text"], 10)
+    with pytest.raises(UserError, match=r'another version of motet wrote it.*"embedding\.weight"'):
+        checkpoint.fill(model, newest, checkpoint.read_state(newest))
 
 
 def test_only_the_last_are_kept(out):

@@ -69,3 +69,30 @@ def test_its_help_names_the_parts(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         runpy.run_path(str(BENCHMARKS / "gpu.py"), run_name="__main__")
     assert "utilisation" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_step_waits_for_nothing_compiles_nothing_and_can_be_captured():
+    from gpu_parts import host
+
+    device = torch.device("cuda")
+    step = host.small(device)
+    step.whole(1), step.whole(1)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.whole(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for work in (host.compilations, host.captured):
+        found, fine = work(device)
+        assert fine == "yes", found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_kernels_and_model_agree_with_float64():
+    from gpu_parts import correct
+
+    assert correct.kernels(torch.device("cuda"))

@@ -136,6 +136,18 @@ def load(path: Path, state: State, name: str) -> dict[str, Tensor]:
     return load_file(path / name)
 
 
+def fill(model: MoT, path: Path, state: State) -> None:
+    """Give `model` the weights of the checkpoint `path`; UserError if a model of another shape, or another motet, wrote it."""
+    try:
+        model.load_state_dict(load(path, state, MODEL))
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path / MODEL}: another version of motet wrote it, whose weights have other names or shapes ({first} ...); use "
+            "that version, or train anew"
+        ) from None
+
+
 def open_model(path: Path) -> Trained:
     """The trained model of a run folder's newest checkpoint, or of one checkpoint folder, on the CPU.
 
@@ -147,7 +159,7 @@ def open_model(path: Path) -> Trained:
     vocabulary = Vocabulary.from_json(state.vocabulary)
     towers = Towers.of(vocabulary, config.model.towers)
     model = new_model(config, vocabulary, towers)
-    model.load_state_dict(load(found, state, MODEL))
+    fill(model, found, state)
     return Trained(model, vocabulary, towers, config, state, found)
 
 

@@ -169,7 +169,7 @@ class Run:
                 f"data.paths: {', '.join(self.config.data.paths)}: the data is not what the run in {self.out} began "
                 f"with, or an edit before step {state.step} has changed; bring that back to go on, or choose another --out"
             )
-        self.model.load_state_dict(checkpoint.load(saved, state, checkpoint.MODEL))
+        checkpoint.fill(self.model, saved, state)
         moments = checkpoint.load(saved, state, checkpoint.OPTIMIZER)
         optimizer.restore(self.model, self.optimizer, moments)
         plan.remember(state.cursor)
