@@ -8,7 +8,7 @@
     host syncs, recompilations, capture as a CUDA graph                 `gpu_parts.host`
 
 Prints Markdown tables with the device's name, times as medians of interleaved repeats; exit code 1 if an error is above its
-bound. Needs torch and numpy (and triton on a GPU), nothing else: it runs from a bare copy of the repository. Without a GPU
+bound or the host's promises are broken. Needs torch and numpy (and triton on a GPU), nothing else: it runs from a bare copy of the repository. Without a GPU
 it says so, and runs the checks of the model and a comparison of steps on the CPU.
 
     python benchmarks/gpu.py [--only correct products steps utilisation host] [--minutes 8]
@@ -76,7 +76,7 @@ def on_gpu(device: torch.device, right: list[bool]) -> dict[str, list[Callable[[
 
     return {
         "correct": [lambda: right.append(correct.kernels(device)), lambda: right.append(correctness(device))],
-        "host": [lambda: host.host(device)],
+        "host": [lambda: right.append(host.host(device))],
         "products": [lambda: products.products(device, (2048, 4096), (1 << 14, 1 << 15, 1 << 16))],
         "steps": [
             lambda: steps.blocks(device, ((1024, 8), (2048, 16), (4096, 32)), 1 << 15),
