@@ -7,6 +7,7 @@ Here is also the object store that tests read and write, a real S3 API on this m
 """
 
 import http.client
+import json
 import os
 import socket
 import struct
@@ -32,6 +33,37 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = (
         "1"  # kernels are interpreted; Triton asks once, when whichever test first imports it
     )
+
+
+GOLDEN = Path(__file__).with_name("golden.json")
+"""Values that must not change unnoticed, each with the version that it belongs to."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="Note golden values anew whose version was raised.")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, int, Any], None]:
+    """A function of (name, version, value): the value is what it was when this version of its format was first tested.
+
+    A change that alters a value has to raise the version, and then calls pytest with `--write-golden -n 0`.
+    """
+
+    def check(name: str, version: int, value: Any) -> None:
+        known = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {}
+        value = json.loads(json.dumps(value))
+        had = known.get(name)
+        if request.config.getoption("--write-golden") and (had is None or had["version"] != version):
+            known[name] = {"version": version, "value": value}
+            GOLDEN.write_text(json.dumps(dict(sorted(known.items())), indent=1, ensure_ascii=False) + "\n", "utf-8")
+            return
+        assert had is not None, f"{name} is not in {GOLDEN.name}"
+        if had["version"] == version:
+            assert value == had["value"], f"{name} has changed: raise its version, which is {version}"
+        assert had["version"] == version, f"{name} has version {version}: note its value with --write-golden"
+
+    return check
 
 
 @pytest.fixture(scope="session", autouse=True)

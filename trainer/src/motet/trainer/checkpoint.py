@@ -31,6 +31,8 @@ from .model.mot import MoT
 from .plan import Cursor
 from .vocabulary import Towers, Vocabulary
 
+FORMAT_VERSION = 1
+"""Another value means that an older motet could not go on from what this one writes, or the other way round."""
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 NAME = re.compile(r"step-(\d{6,})")
 
@@ -50,6 +52,7 @@ class State:
         threads: CPU threads of the process that wrote it.
         vocabulary: `Vocabulary.to_json`. config: the complete `TrainConfig`.
         files: hash of each file beside this one.
+        version: of the format; checkpoints of before it was noted have the first.
     """
 
     step: int
@@ -60,6 +63,7 @@ class State:
     vocabulary: dict[str, Any]
     config: dict[str, Any]
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def read_state(path: Path) -> State:
     """The `state.json` of the checkpoint `path`, checked against its hash; DamagedCheckpoint."""
     try:
         data = json.loads((path / STATE).read_bytes())
-        told = data.pop("hash")
+        told, version = data.pop("hash"), data.get("version", 1)
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path / STATE}: checkpoint format {version}; this motet reads {FORMAT_VERSION}")
         row, *taken = data["cursor"]
         state = State(**{**data, "cursor": Cursor(row, *map(tuple, taken))})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,0 +1,103 @@
+"""The order of training, its batches and its checkpoints must not change unnoticed."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from motet.pipeline import shard
+from motet.pipeline.manifest import Manifest
+from motet.trainer import checkpoint
+from motet.trainer.batch import GroupedBatch
+from motet.trainer.checkpoint import MODEL, OPTIMIZER, latest, read_state
+from motet.trainer.config import DataConfig
+from motet.trainer.corpus import Corpus
+from motet.trainer.guidance import Dropout
+from motet.trainer.metrics import hash_of_rows, read
+from motet.trainer.plan import ORDER_VERSION, Plan
+from motet.trainer.records import Records
+from motet.trainer.render import Noise
+from motet.trainer.stream import Stream
+from motet.trainer.train import train
+from motet.trainer.vocabulary import Towers, Vocabulary
+
+
+def digest(*arrays: np.ndarray) -> str:
+    state = hashlib.sha256()
+    for array in arrays:
+        state.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()
+
+
+def columns(batch: GroupedBatch) -> str:
+    """All that a batch says of its tokens, whatever its columns are called."""
+    values = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    return digest(*(value.numpy() for value in values))
+
+
+def plan_of(dataset: str, **changes) -> Plan:
+    data = DataConfig(**{"paths": [dataset], "sequence": 256, "holdout": 0.1, **changes})
+    return Plan(Corpus(Records.of(data, data.paths), "train", data.holdout), data, 4, 7)
+
+
+def test_shards_with_latents(dataset, golden):
+    manifest = Manifest.load(dataset)
+    files = {entry.file: entry.hash for entry in manifest.shards}
+    golden("shards of all modalities", shard.FORMAT_VERSION, files)
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("plain", {}),
+        ("weights", {"weights": {"emoji": 2, "families": 1, "prompts": 1, "speeches": 1}}),
+        ("modality weights", {"modality_weights": {"text": 5, "image": 3, "speech": 2}}),
+        ("blocks", {"shuffle": 1, "long": "split", "caption_first": 0.9}),
+        ("edit", {"edits": [{"from_step": 5, "weights": {"emoji": 1, "families": 1, "prompts": 1, "speeches": 0}}]}),
+    ],
+)
+def test_order_and_packed_rows(dataset, golden, name, changes):
+    plan = plan_of(dataset, **changes)
+    found = [plan.rows_of(step) for step in (0, 1, 30)]
+    rows = [
+        [[[int(each.documents.number_D[p.document]), *map(int, p[1:])] for p in row] for row in each.rows]
+        for each in found
+    ]
+    golden(f"rows, {name}", ORDER_VERSION, rows)
+    golden(f"fingerprint, {name}", ORDER_VERSION, plan.fingerprint(30))
+    golden(f"cursor, {name}", ORDER_VERSION, plan.cursor(30))
+
+
+@pytest.mark.parametrize("streams", ["flat", "delayed", "first"])
+@pytest.mark.parametrize("kind", ["chameleon", "transfusion"])
+def test_grouped_batches(dataset, discrete_dataset, golden, kind, streams):
+    """Two towers, dropped captions, every way of codebooks; what a step learns from is all in the batch."""
+    path = dataset if kind == "transfusion" else discrete_dataset
+    plan = plan_of(path, guidance_dropout=0.3, streams={"speech": streams})
+    vocabulary = Vocabulary.of(plan.corpus.tokenizers)
+    towers = Towers.of(vocabulary, {})
+    stream = Stream(plan, vocabulary, towers, Noise(7, 1000))
+    found = [
+        (columns(batch), hash_of_rows(batch, [2 * i, 2 * i + 1]))
+        for i, batch in enumerate(stream.micro_batches(3, micro_rows=2))
+    ]
+    golden(f"batches, {kind}, {streams}", ORDER_VERSION, [found, stream.counts(3)])
+    assert Dropout(7, 0.3) == Dropout(plan.seed, plan.data.guidance_dropout)
+
+
+def test_state_of_a_checkpoint(train_config, dataset, golden, tmp_path):
+    """All but what depends on the machine: weights to the last bit, paths."""
+    config = train_config(data={"paths": [dataset]}, objective={"kind": "transfusion"}, steps=6, checkpoint_every=6)
+    train(config, tmp_path)
+    found = latest(tmp_path)
+    state = read_state(found)
+    told = json.loads((found / checkpoint.STATE).read_bytes())
+    del told["hash"], told["files"], told["config"]["data"]["paths"]
+    golden("state of a checkpoint", checkpoint.FORMAT_VERSION, told)
+    for name in (MODEL, OPTIMIZER):
+        shapes = {key: [str(value.dtype), *value.shape] for key, value in checkpoint.load(found, state, name).items()}
+        golden(f"tensors in {name}", checkpoint.FORMAT_VERSION, dict(sorted(shapes.items())))
+    golden("hashes of global batches", ORDER_VERSION, [row["batch"] for row in read(tmp_path)])
+    golden("keys of a row of metrics", checkpoint.FORMAT_VERSION, sorted(next(iter(read(tmp_path)))))
