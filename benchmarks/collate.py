@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from motet.trainer.data.packing import best_fit
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.trainer.loops import best_fit
-from motet.trainer.metrics import hash_of_rows
-from motet.trainer.pieces import Piece, Rows
-from motet.trainer.render import Noise, Renderer
+from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.packed import Piece, Rows
+from motet.trainer.run.metrics import hash_of_rows
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 TOKENS, SEQUENCE = 1 << 16, 2048

@@ -35,7 +35,7 @@ from gpu_parts.common import SHARES, free, moved, objective, shape, show, verdic
 from torch import Tensor
 
 from motet.trainer.model.mot import MoT
-from motet.trainer.objective import losses
+from motet.trainer.objective.losses import losses
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2}
 """Largest relative error (norm of the difference over norm) of a loss or of any parameter's gradient."""

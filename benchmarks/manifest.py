@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from motet.pipeline.commit import Output
-from motet.pipeline.counts import Counts
-from motet.pipeline.manifest import NAME, Manifest, ShardEntry
-from motet.pipeline.seal import seal
-from motet.pipeline.shard import Document
-from motet.pipeline.statistics import statistics
-from motet.pipeline.store import store_of
-from motet.pipeline.totals import Sums
+from motet.pipeline.dataset.commits import Output
+from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.manifest import NAME, Manifest, ShardEntry
+from motet.pipeline.dataset.seal import seal
+from motet.pipeline.dataset.shard import Document
+from motet.pipeline.dataset.statistics import statistics
+from motet.pipeline.dataset.store import store_of
+from motet.pipeline.dataset.totals import Sums
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 
 DOCUMENTS = 4000

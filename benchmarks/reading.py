@@ -30,20 +30,20 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow as pa
 
-from motet.pipeline.config import TokenizeConfig
-from motet.pipeline.index import Index, to_bytes
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.shard import Shard
-from motet.tokenizers.bpe import BPE
-from motet.tokenizers.configuration import validate
-from motet.trainer import records
+from motet.core.configuration import validate
+from motet.pipeline.dataset.index import Index, to_bytes
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.shard import Shard
+from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.job.job import tokenize_corpus
+from motet.tokenizers.text.bpe import BPE
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.plan import Plan
-from motet.trainer.records import Records
-from motet.trainer.render import Noise
-from motet.trainer.stream import Stream
+from motet.trainer.data import records
+from motet.trainer.data.collate import Noise
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.loader import Stream
+from motet.trainer.data.order import Plan
+from motet.trainer.data.records import Records
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 CORPUS = Path(__file__).resolve().parent.parent / "examples/corpus"

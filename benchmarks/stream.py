@@ -36,10 +36,10 @@ from typing import Any
 
 import numpy as np
 
-from motet.pipeline.index import NAME, to_bytes
-from motet.pipeline.manifest import Manifest, ShardEntry
-from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
-from motet.pipeline.store import store_of
+from motet.pipeline.dataset.index import NAME, to_bytes
+from motet.pipeline.dataset.manifest import Manifest, ShardEntry
+from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.dataset.store import store_of
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 
 SPECS = {
@@ -124,11 +124,11 @@ def anonymous() -> int:
 def stream(place: str, rows: int, cache: str = "~/.cache/motet", **data: Any) -> Any:
     """As a training run opens it."""
     from motet.trainer.config import DataConfig
-    from motet.trainer.corpus import Corpus
-    from motet.trainer.plan import Plan
-    from motet.trainer.records import Records
-    from motet.trainer.render import Noise
-    from motet.trainer.stream import Stream
+    from motet.trainer.data.collate import Noise
+    from motet.trainer.data.corpus import Corpus
+    from motet.trainer.data.loader import Stream
+    from motet.trainer.data.order import Plan
+    from motet.trainer.data.records import Records
     from motet.trainer.vocabulary import Towers, Vocabulary
 
     settings = DataConfig(paths=[place], sequence=2048, cache=cache, **data)
@@ -140,12 +140,12 @@ def stream(place: str, rows: int, cache: str = "~/.cache/motet", **data: Any) ->
 
 def restart(place: str, cache: str, blocks: int) -> None:
     """In a process of its own: prints seconds to the first batch, from the packages' imports on, and bytes."""
-    for module in ("motet.trainer.stream", "s3fs", "pandas"):  # pyarrow imports the last one at its first array
+    for module in ("motet.trainer.data.loader", "s3fs", "pandas"):  # pyarrow imports the last one at its first array
         importlib.import_module(module)
-    from motet.trainer import loops
-    from motet.trainer.plan import Cursor
+    from motet.trainer.data import shuffle
+    from motet.trainer.data.order import Cursor
 
-    loops.draw(0, 1, 1, 0, np.uint64(0))  # numba imports the rest of itself at the first call
+    shuffle.draw(0, 1, 1, 0, np.uint64(0))  # numba imports the rest of itself at the first call
     before, began = anonymous(), time.perf_counter()
     found = stream(place, 16, cache, shuffle=blocks or None)
     documents = found.plan.corpus.records.begin[-1]
@@ -249,8 +249,8 @@ def packed(folder: Path, said: argparse.Namespace) -> None:
 
 def shares(folder: Path, said: argparse.Namespace) -> None:
     """Of modalities, and of ranks."""
-    from motet.trainer.balance import costs
-    from motet.trainer.balance import shares as of_ranks
+    from motet.trainer.data.balance import costs
+    from motet.trainer.data.balance import shares as of_ranks
 
     mixed(folder)
     wanted = {"text": 0.45, "image": 0.35, "speech": 0.2}

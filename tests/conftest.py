@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from motet.pipeline import files
+from motet.pipeline.corpus import files
 
 settings.register_profile("long", max_examples=10_000, deadline=None)  # test_orders.py, in docs/stream.md
 
@@ -69,7 +69,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, int, Any], None]:
 @pytest.fixture(scope="session", autouse=True)
 def server() -> None:
     """Workers' processes are forked from a server; it imports once, before any test starts one, what all of them need."""
-    from motet.pipeline.work import prepare
+    from motet.pipeline.job.work import prepare
 
     prepare([f"motet.tokenizers.{name}" for name in ("bpe", "vqgan", "melrvq")])
 

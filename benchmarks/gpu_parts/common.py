@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from motet.trainer.model.mot import MoT
-from motet.trainer.objective import losses
+from motet.trainer.objective.losses import losses
 
 SHARES = (0.3, 0.55, 0.15)
 """Text, pictures, speech: uneven, as real batches are."""

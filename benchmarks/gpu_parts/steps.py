@@ -9,7 +9,7 @@ import reference
 import torch
 from torch import Tensor
 
-from motet.trainer.flops import batch_flops, peak
+from motet.trainer.model.flops import batch_flops, peak
 from motet.trainer.model.mot import Layout
 
 from .common import SHARES, Step, free, interleaved, model_of, moved, shape, show, verdict

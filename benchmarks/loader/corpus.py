@@ -27,7 +27,7 @@ MEAN, SIGMA, SHORTEST = 200, 1.0, 4  # of documents, in tokens
 
 def tokens() -> np.ndarray:
     """The speeches once, as uint16 ids."""
-    from motet.tokenizers.bpe import BPE
+    from motet.tokenizers.text.bpe import BPE
 
     texts = [json.loads(line)["text"] for line in SPEECHES.read_text("utf-8").splitlines()]
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ def text(folder: Path, file: Path) -> dict[str, float]:
     """Tiktoken's ways of encoding a list of strings."""
     import tiktoken
 
-    from motet.tokenizers.ranks import Ranks, ranks_of
+    from motet.tokenizers.text.ranks import Ranks, ranks_of
 
     ranks = ranks_of(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
     assert isinstance(ranks, Ranks)
@@ -119,7 +119,7 @@ def speech(settings: dict[str, Any], folder: Path) -> dict[str, float]:
     sounds = decode()
     ways: dict[str, Callable[[], object]] = {}
     if codec:
-        from motet.tokenizers.encodec_units import _load
+        from motet.tokenizers.speech.encodec_units import _load
 
         model = _load(settings["path"]).eval()
         model.set_target_bandwidth(settings["bandwidth"])

@@ -24,15 +24,15 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from motet.pipeline.config import TokenizeConfig
-from motet.pipeline.index import Index
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.shard import DamagedShard
-from motet.pipeline.verify import Verification
-from motet.tokenizers.bpe import BPE
-from motet.tokenizers.configuration import validate
-from motet.tokenizers.errors import UserError
+from motet.core.configuration import validate
+from motet.core.errors import UserError
+from motet.pipeline.dataset.index import Index
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.shard import DamagedShard
+from motet.pipeline.dataset.verify import Verification
+from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.job.job import tokenize_corpus
+from motet.tokenizers.text.bpe import BPE
 
 ROOT = Path(__file__).resolve().parents[2]
 SLICE = 500

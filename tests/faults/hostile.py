@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 import soundfile
 from PIL import Image
 
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.shard import sample_id
-from motet.tokenizers.bpe import BPE
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.shard import sample_id
+from motet.tokenizers.text.bpe import BPE
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "examples/corpus"
@@ -225,7 +225,7 @@ def tokenize(folder: Path, entries: list[dict], out: str) -> tuple[int, str]:
 
 def main() -> None:
     """Break, run, check, tell."""
-    from motet.tokenizers.melrvq import MelRVQ
+    from motet.tokenizers.speech.melrvq import MelRVQ
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100)

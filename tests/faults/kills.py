@@ -29,9 +29,9 @@ from typing import Any
 
 import psutil
 
-from motet.pipeline.gc import collect, orphans
-from motet.pipeline.manifest import Manifest
-from motet.tokenizers.bpe import BPE
+from motet.pipeline.dataset.gc import collect, orphans
+from motet.pipeline.dataset.manifest import Manifest
+from motet.tokenizers.text.bpe import BPE
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2

@@ -248,7 +248,7 @@ def test_list_and_describe(motet: Motet) -> None:
     assert {"bpe", "vqgan", "vae", "encodec", "melrvq", "units"} <= set(entries)
     assert entries["bpe"] == {
         "name": "bpe",
-        "target": "motet.tokenizers.bpe:BPE",
+        "target": "motet.tokenizers.text.bpe:BPE",
         "distribution": "motet-tokenizers",
         "reason": None,
     }

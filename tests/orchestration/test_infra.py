@@ -16,9 +16,9 @@ import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
+from motet.core.configuration import load_config
 from motet.orchestration.cli import app
-from motet.pipeline.config import TokenizeConfig
-from motet.tokenizers.configuration import load_config
+from motet.pipeline.job.config import TokenizeConfig
 from motet.trainer.config import load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,11 +14,12 @@ import yaml
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
+from motet.core.configuration import validate
+from motet.core.errors import UserError
 from motet.orchestration.process import run_verb
 from motet.orchestration.workflow import DATABASE, StepFailed, StepRecord, run_workflow
-from motet.pipeline.config import TokenizeConfig
-from motet.pipeline.job import tokenize_corpus
-from motet.tokenizers.configuration import UserError, validate
+from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.job.job import tokenize_corpus
 from motet.tokenizers.registry import find
 
 SPEECHES = Path(__file__).resolve().parents[2] / "examples/corpus/text/speeches.jsonl"

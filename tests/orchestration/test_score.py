@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from motet.orchestration import cli, judges
-from motet.orchestration.heldout import follow, heldout_pairs
-from motet.orchestration.samples import Sampler
-from motet.orchestration.sheet import label
+from motet.core.errors import UserError
+from motet.orchestration import cli
 from motet.orchestration.workflow import Workflow
-from motet.tokenizers.errors import UserError
 from motet.tokenizers.registry import find
 from motet.trainer.config import load
-from motet.trainer.generate import Sampling
+from motet.trainer.generate.generator import Sampling
+from motet.trainer.use.media import judges
+from motet.trainer.use.media.pairs import follow, heldout_pairs
+from motet.trainer.use.media.samples import Sampler
+from motet.trainer.use.media.sheet import label
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "examples/corpus/images/emoji"

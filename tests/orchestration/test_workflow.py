@@ -15,11 +15,12 @@ import yaml
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
+from motet.core.configuration import load_config
+from motet.core.errors import UserError
 from motet.orchestration.cli import app
 from motet.orchestration.workflow import DATABASE, RunRecord, StepFailed, StepRecord, Workflow, run_workflow
-from motet.pipeline.config import TokenizeConfig
-from motet.pipeline.job import tokenize_corpus
-from motet.tokenizers.configuration import UserError, load_config
+from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.job.job import tokenize_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEECHES = ROOT / "examples/corpus/text/speeches.jsonl"

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from motet.pipeline.config import TokenizeConfig
-from motet.pipeline.counts import Counts
-from motet.pipeline.manifest import Manifest, ShardEntry
-from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
-from motet.pipeline.store import store_of
-from motet.pipeline.totals import Sums
-from motet.tokenizers.configuration import validate
+from motet.core.configuration import validate
+from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.manifest import Manifest, ShardEntry
+from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.dataset.store import store_of
+from motet.pipeline.dataset.totals import Sums
+from motet.pipeline.job.config import TokenizeConfig
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.registry import find
 

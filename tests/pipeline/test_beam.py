@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motet.pipeline.engines import EngineOptions
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.work import PartitionFailed
-from motet.tokenizers.configuration import dump_config
-from motet.tokenizers.errors import UserError
+from motet.core.configuration import dump_config
+from motet.core.errors import UserError
+from motet.pipeline.job.engines import EngineOptions
+from motet.pipeline.job.job import tokenize_corpus
+from motet.pipeline.job.work import PartitionFailed
 
 beam = pytest.importorskip("apache_beam")
 pytestmark = pytest.mark.beam
@@ -151,7 +151,7 @@ def test_the_transform_goes_into_a_pipeline_of_ones_own(
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.testing.util import assert_that, equal_to
 
-    from motet.pipeline.engines.beam import TokenizePartitions
+    from motet.pipeline.job.engines.beam import TokenizePartitions
 
     def own(work, tasks, workers, options) -> Iterator[int]:
         flags = ["--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=2"]
@@ -167,7 +167,7 @@ def test_the_transform_goes_into_a_pipeline_of_ones_own(
         assert counters == {"partitions": len(tasks), "bytes": sum(task.partition.size for task in tasks)}
         yield from (task.partition.size for task in tasks)
 
-    monkeypatch.setattr("motet.pipeline.engines.beam.run", own)
+    monkeypatch.setattr("motet.pipeline.job.engines.beam.run", own)
     tokenize_corpus(configure(partition_samples=3), corpus, tmp_path / "beam", engine="beam")
     assert contents(tmp_path / "beam") == undisturbed
 
@@ -175,10 +175,10 @@ def test_the_transform_goes_into_a_pipeline_of_ones_own(
 def test_equal_tasks_are_equal_bytes(corpus: Path, configure) -> None:
     import copy
 
-    from motet.pipeline.engines.beam import TaskCoder
-    from motet.pipeline.plan import partitions
-    from motet.pipeline.shard import ShardHeader
-    from motet.pipeline.task import Task
+    from motet.pipeline.dataset.shard import ShardHeader
+    from motet.pipeline.job.engines.beam import TaskCoder
+    from motet.pipeline.job.partitions import partitions
+    from motet.pipeline.job.task import Task
 
     for partition in partitions(configure(), corpus):
         task = Task(partition, ShardHeader((), {}, "h"), "k" * 16)
@@ -192,7 +192,7 @@ def failing(corpus: Path, configure, tools: Path, tmp_path: Path, monkeypatch: p
     """A configuration of six texts, one a partition, whose tokenizer raises at the fourth."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code/poisoned_for_beam.py").write_text(
-        "from motet.tokenizers.bpe import BPE\n\n"
+        "from motet.tokenizers.text.bpe import BPE\n\n"
         "class Raises(BPE):\n"
         "    def load(self, data):\n"
         "        return 1 / (b'number 3' not in data) and super().load(data)\n"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.pipeline import counts as counting
-from motet.pipeline.counts import Counts
-from motet.pipeline.shard import Document
-from motet.pipeline.sketch import K, Sketch, duplicates
-from motet.pipeline.totals import Sums, Totals, pack, unpack
+from motet.pipeline.dataset import counts as counting
+from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.shard import Document
+from motet.pipeline.dataset.sketch import K, Sketch, duplicates
+from motet.pipeline.dataset.totals import Sums, Totals, pack, unpack
 from motet.tokenizers.contract import Tokens
 
 SIZES = {"text": (50,), "speech": (4, 6)}

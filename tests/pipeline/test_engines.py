@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from motet.pipeline.gc import collect
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.work import PartitionFailed, WorkerLost
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
+from motet.pipeline.dataset.gc import collect
+from motet.pipeline.job.job import tokenize_corpus
+from motet.pipeline.job.work import PartitionFailed, WorkerLost
 
 CLASSES = """
 import os, re, signal

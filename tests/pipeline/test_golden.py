@@ -5,9 +5,9 @@ import json
 import os
 from pathlib import Path
 
-from motet.pipeline import index, manifest, shard
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.plan import partitions
+from motet.pipeline.dataset import index, manifest, shard
+from motet.pipeline.job.job import tokenize_corpus
+from motet.pipeline.job.partitions import partitions
 
 TEXT = {"name": "text", "format": "text", "path": "text.jsonl"}
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from motet.pipeline.config import TokenizeConfig
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.job.job import tokenize_corpus
 
 
 def bomb(side: int) -> bytes:

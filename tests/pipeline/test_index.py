@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from motet.pipeline import index
-from motet.pipeline.index import Index, to_bytes
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.store import store_of
-from motet.pipeline.verify import Verification
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
+from motet.pipeline.dataset import index
+from motet.pipeline.dataset.index import Index, to_bytes
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.store import store_of
+from motet.pipeline.dataset.verify import Verification
+from motet.pipeline.job.job import tokenize_corpus
 
 
 @pytest.fixture

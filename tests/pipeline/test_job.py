@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motet.pipeline.gc import collect
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.store import store_of
-from motet.tokenizers.configuration import dump_config
-from motet.tokenizers.errors import UserError
+from motet.core.configuration import dump_config
+from motet.core.errors import UserError
+from motet.pipeline.dataset.gc import collect
+from motet.pipeline.dataset.store import store_of
+from motet.pipeline.job.job import tokenize_corpus
 
 
 def traces(out: Path) -> int:
@@ -90,8 +90,8 @@ def test_only_what_changed_is_done_again(undisturbed, corpus: Path, configure, t
 
 
 def test_what_it_used_starts_it_again(undisturbed, corpus: Path, configure, tmp_path: Path) -> None:
-    from motet.pipeline.config import TokenizeConfig
-    from motet.tokenizers.configuration import load_config
+    from motet.core.configuration import load_config
+    from motet.pipeline.job.config import TokenizeConfig
 
     complete = load_config(tmp_path / "one/tokenize.yaml", TokenizeConfig)
     tokenize_corpus(complete, Path("/"), tmp_path / "again")

@@ -5,13 +5,13 @@ import signal
 import sys
 from pathlib import Path
 
-from motet.pipeline import job
-from motet.pipeline.child import describe
-from motet.pipeline.engines import local
-from motet.pipeline.gc import collect
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.store import store_of
-from motet.pipeline.tokenize import Guard
+from motet.pipeline.dataset.gc import collect
+from motet.pipeline.dataset.store import store_of
+from motet.pipeline.job import job
+from motet.pipeline.job.child import describe
+from motet.pipeline.job.engines import local
+from motet.pipeline.job.job import tokenize_corpus
+from motet.pipeline.job.tokenize import Guard
 from motet.tokenizers.registry import build
 
 CALLS = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.listdir", "os.scandir", "fcntl.flock"}

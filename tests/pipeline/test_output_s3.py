@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from motet.pipeline.gc import collect, orphans
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.store import Bucket, store_of
-from motet.tokenizers.configuration import dump_config
-from motet.tokenizers.errors import UserError
+from motet.core.configuration import dump_config
+from motet.core.errors import UserError
+from motet.pipeline.dataset.gc import collect, orphans
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.store import Bucket, store_of
+from motet.pipeline.job.job import tokenize_corpus
 
 
 def contents(place: str | Path) -> dict[str, bytes]:

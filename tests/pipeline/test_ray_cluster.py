@@ -10,9 +10,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from motet.pipeline.engines import EngineOptions
-from motet.pipeline.job import tokenize_corpus
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
+from motet.pipeline.job.engines import EngineOptions
+from motet.pipeline.job.job import tokenize_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 SLOW = """

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter, sample_id
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 
 SPECS = {

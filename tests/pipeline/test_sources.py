@@ -17,12 +17,12 @@ import pytest
 import soundfile
 import zstandard
 
-from motet.pipeline.files import Changed
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.plan import partitions
-from motet.pipeline.sources import read
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
+from motet.pipeline.corpus.files import Changed
+from motet.pipeline.corpus.sources import read
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.job.job import tokenize_corpus
+from motet.pipeline.job.partitions import partitions
 
 BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

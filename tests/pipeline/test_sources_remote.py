@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from motet.pipeline import files
-from motet.pipeline.config import TokenizeConfig
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.plan import partitions
-from motet.pipeline.sources import RawSample, read
-from motet.pipeline.work import PartitionFailed
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
+from motet.pipeline.corpus import files
+from motet.pipeline.corpus.sources import RawSample, read
+from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.job.job import tokenize_corpus
+from motet.pipeline.job.partitions import partitions
+from motet.pipeline.job.work import PartitionFailed
 
 BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

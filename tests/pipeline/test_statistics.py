@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.pipeline import rejects, stats_page
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.statistics import MARKS, packing, quantile, statistics, table
+from motet.pipeline.dataset import rejects, stats_page
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.statistics import MARKS, packing, quantile, statistics, table
+from motet.pipeline.job.job import tokenize_corpus
 
 
 @pytest.fixture

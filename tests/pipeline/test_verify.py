@@ -7,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from motet.core.hashing import content_hash
 
-from motet.pipeline.commit import Output
-from motet.pipeline.counts import Counts
-from motet.pipeline.gc import orphans
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest, ShardEntry
-from motet.pipeline.seal import seal, unseal
-from motet.pipeline.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
-from motet.pipeline.store import store_of
-from motet.pipeline.totals import Sums
-from motet.pipeline.verify import Verification, _batch, _parallel, strangers
-from motet.tokenizers.contract import Tokens, content_hash
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
+from motet.pipeline.dataset.commits import Output
+from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.gc import orphans
+from motet.pipeline.dataset.manifest import Manifest, ShardEntry
+from motet.pipeline.dataset.seal import seal, unseal
+from motet.pipeline.dataset.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
+from motet.pipeline.dataset.store import store_of
+from motet.pipeline.dataset.totals import Sums
+from motet.pipeline.dataset.verify import Verification, _batch, _parallel, strangers
+from motet.pipeline.job.job import tokenize_corpus
+from motet.tokenizers.contract import Tokens
 
 
 def problems(manifest: Manifest, workers: int = 1) -> list[str]:

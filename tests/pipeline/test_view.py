@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from motet.pipeline import view
-from motet.pipeline.dataset_tokenizers import dataset_tokenizers
-from motet.pipeline.job import tokenize_corpus
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.shard import DamagedShard, Document
+from motet.core.errors import UserError
+from motet.pipeline.dataset import view
+from motet.pipeline.dataset.dataset_tokenizers import dataset_tokenizers
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.shard import DamagedShard, Document
+from motet.pipeline.job.job import tokenize_corpus
 from motet.tokenizers.contract import Tokenizer, Tokens
-from motet.tokenizers.errors import UserError
 
 
 @pytest.fixture

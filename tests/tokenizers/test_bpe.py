@@ -15,10 +15,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers.trainers import BpeTrainer
 
-from motet.tokenizers.bpe import BPE
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
 from motet.tokenizers.contract import BadSample, Tokens
-from motet.tokenizers.ranks import PATTERNS, UNUSED, Ranks, _last_parts, ranks_of
+from motet.tokenizers.text.bpe import BPE
+from motet.tokenizers.text.ranks import PATTERNS, UNUSED, Ranks, _last_parts, ranks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from motet.tokenizers.configuration import Settings, UserError, dump_config, load_config, validate
+from motet.core.configuration import Settings, dump_config, load_config, validate
+from motet.core.errors import UserError
 
 
 class Part(Settings):

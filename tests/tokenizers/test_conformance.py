@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from motet.core.hashing import content_hash
 
-from motet.tokenizers.bpe import BPE
-from motet.tokenizers.configuration import UserError
+from motet.core.configuration import Settings
+from motet.core.errors import UserError
 from motet.tokenizers.conformance import check, check_settings
-from motet.tokenizers.contract import BadSample, Settings, Tokenizer, TokenizerSpec, Tokens, content_hash
-from motet.tokenizers.melrvq import MelRVQ
-from motet.tokenizers.units import Units
+from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens
+from motet.tokenizers.speech.melrvq import MelRVQ
+from motet.tokenizers.speech.units import Units
+from motet.tokenizers.text.bpe import BPE
 
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
 SPEECH = [file.read_bytes() for file in sorted((CORPUS / "speech/prompts").glob("*.ogg"))[:20]]

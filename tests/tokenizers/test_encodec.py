@@ -15,10 +15,11 @@ import torch
 from encodec import EncodecModel
 from safetensors.torch import save_file
 
-from motet.tokenizers import encodec_units
-from motet.tokenizers.configuration import UserError, validate
+from motet.core.configuration import validate
+from motet.core.errors import UserError
 from motet.tokenizers.contract import BadSample, Tokens, Waveform
-from motet.tokenizers.encodec_units import EnCodec, same_length
+from motet.tokenizers.speech import encodec_units
+from motet.tokenizers.speech.encodec_units import EnCodec, same_length
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = (path.read_bytes() for path in sorted((ROOT / "examples/corpus/speech/prompts").glob("*.ogg")))

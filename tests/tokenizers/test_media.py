@@ -14,8 +14,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from motet.tokenizers import media, pictures
+from motet.tokenizers import media
 from motet.tokenizers.contract import BadSample, Waveform
+from motet.tokenizers.image import pictures
 
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
 PICTURE = (CORPUS / "images/emoji/263a.webp").read_bytes()

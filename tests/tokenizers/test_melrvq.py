@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
 from motet.tokenizers.contract import BadSample, Tokens, Waveform
-from motet.tokenizers.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.media import dump_wav, load_speech
-from motet.tokenizers.mel import LogMel, MelConfig
-from motet.tokenizers.melrvq import MelRVQ
+from motet.tokenizers.speech.kmeans import assign, kmeans, perplexity
+from motet.tokenizers.speech.mel import LogMel, MelConfig
+from motet.tokenizers.speech.melrvq import MelRVQ
 
 PROMPTS = Path(__file__).resolve().parents[2] / "examples/corpus/speech/prompts"
 FILES = [file.read_bytes() for file in sorted(PROMPTS.glob("*.ogg"))[:60]]

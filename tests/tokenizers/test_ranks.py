@@ -6,7 +6,7 @@ import pytest
 import tiktoken
 from tokenizers import Regex, pre_tokenizers
 
-from motet.tokenizers.ranks import PATTERNS
+from motet.tokenizers.text.ranks import PATTERNS
 
 POINTS = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
 STEP = 61  # all of them take two minutes; CI takes these and the planes where letters and marks are

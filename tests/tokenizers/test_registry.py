@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from motet.core.errors import UserError
 from motet.tokenizers import registry
-from motet.tokenizers.bpe import BPE
-from motet.tokenizers.configuration import UserError
+from motet.tokenizers.text.bpe import BPE
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "custom_tokenizer"
@@ -73,8 +73,10 @@ def test_a_plug_in_is_found_by_its_entry_point(plugins, monkeypatch):
 
 
 def test_two_distributions_with_one_name_are_an_error_that_says_what_to_write(plugins):
-    plugins("other", {"bpe": "motet.tokenizers.units:Units"})
-    with pytest.raises(UserError, match=r"claimed by motet.tokenizers.bpe:BPE and motet.tokenizers.units:Units"):
+    plugins("other", {"bpe": "motet.tokenizers.speech.units:Units"})
+    with pytest.raises(
+        UserError, match=r"claimed by motet.tokenizers.text.bpe:BPE and motet.tokenizers.speech.units:Units"
+    ):
         registry.find("bpe")
 
 
@@ -89,7 +91,7 @@ def test_a_name_like_nothing_is_answered_with_all_names():
         registry.find("q")
 
 
-@pytest.mark.parametrize("use", ["motet.tokenizers.bpe:Nothing", "no_such_module:T", "json:dumps", ":T", "a:"])
+@pytest.mark.parametrize("use", ["motet.tokenizers.text.bpe:Nothing", "no_such_module:T", "json:dumps", ":T", "a:"])
 def test_a_module_class_that_is_none_is_an_error(use):
     with pytest.raises(UserError, match="unavailable"):
         registry.find(use)
@@ -98,7 +100,7 @@ def test_a_module_class_that_is_none_is_an_error(use):
 def test_paths_are_taken_from_the_base(tmp_path):
     fitted(tmp_path)
     assert registry.build({"use": "bpe", "path": "bpe"}, tmp_path, "text").spec.codebooks == (259,)
-    assert registry.build({"use": "motet.tokenizers.bpe:BPE", "path": "bpe"}, tmp_path).spec.name == "bpe"
+    assert registry.build({"use": "motet.tokenizers.text.bpe:BPE", "path": "bpe"}, tmp_path).spec.name == "bpe"
     complete = registry.absolute({"use": "bpe", "path": "bpe"}, tmp_path)
     assert complete == {"use": "bpe", "path": str(tmp_path / "bpe"), "pattern": None}
     assert registry.absolute(complete, Path("/elsewhere")) == complete

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
 from motet.tokenizers.contract import Tokens, Waveform
-from motet.tokenizers.mel import LogMel
-from motet.tokenizers.units import Features, Units, UnitsConfig
+from motet.tokenizers.speech.mel import LogMel
+from motet.tokenizers.speech.units import Features, Units, UnitsConfig
 
 PROMPTS = Path(__file__).resolve().parents[2] / "examples/corpus/speech/prompts"
 FILES = [file.read_bytes() for file in sorted(PROMPTS.glob("*.ogg"))[:60]]

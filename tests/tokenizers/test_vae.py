@@ -12,9 +12,9 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from motet.tokenizers import image_fit
-from motet.tokenizers.configuration import UserError
-from motet.tokenizers.vae import VAE
+from motet.core.errors import UserError
+from motet.tokenizers.image import image_fit
+from motet.tokenizers.image.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples/demo/weights/vae"

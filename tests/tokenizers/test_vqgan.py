@@ -20,10 +20,12 @@ from safetensors.torch import save_file
 from transformers import ChameleonVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-from motet.tokenizers import image_fit, pictures, registry, taming, torch_models, vqgan_fit
-from motet.tokenizers.configuration import UserError, validate
+from motet.core.configuration import validate
+from motet.core.errors import UserError
+from motet.tokenizers import registry, torch_models
 from motet.tokenizers.contract import BadSample, Tokens
-from motet.tokenizers.vqgan import VQGAN
+from motet.tokenizers.image import image_fit, pictures, taming, vqgan_fit
+from motet.tokenizers.image.vqgan import VQGAN
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples/demo/weights/vqgan"

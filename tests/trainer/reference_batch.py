@@ -11,14 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from motet.core.hashing import content_hash
 
-from motet.tokenizers.contract import Tokens, content_hash
-from motet.trainer import loops
-from motet.trainer.batch import GroupedBatch
-from motet.trainer.corpus import Documents
-from motet.trainer.guidance import Dropout
-from motet.trainer.pieces import Rows
-from motet.trainer.render import Noise
+from motet.tokenizers.contract import Tokens
+from motet.trainer.data import shuffle
+from motet.trainer.data.batch import GroupedBatch
+from motet.trainer.data.collate import Noise
+from motet.trainer.data.corpus import Documents
+from motet.trainer.data.dropout import Dropout
+from motet.trainer.data.packed import Rows
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 
@@ -62,7 +63,7 @@ def uncaptioned(rows: Rows, dropout: Dropout) -> Rows:
             key = int(documents.key_D[piece.document]) ^ int(
                 content_hash("guidance", dropout.seed, piece.epoch)[:16], 16
             )
-            chance = int(loops.scramble(np.array([key], np.uint64))[0]) / 2**64
+            chance = int(shuffle.scramble(np.array([key], np.uint64))[0]) / 2**64
             marker = 1 + int(documents.length_S[first]) if kinds else 0
             captioned = len(kinds) == 2 and kinds[0] == 0 and kinds[1] > 0 and not piece.flipped
             if captioned and chance < dropout.share and piece.begin < marker < piece.end:

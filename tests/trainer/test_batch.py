@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.trainer.batch import GroupedBatch
-from motet.trainer.guidance import Dropout
-from motet.trainer.pieces import Piece, Rows
-from motet.trainer.render import Noise, Renderer
+from motet.trainer.data.batch import GroupedBatch
+from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.dropout import Dropout
+from motet.trainer.data.packed import Piece, Rows
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 _spec = importlib.util.spec_from_file_location("reference_batch", Path(__file__).with_name("reference_batch.py"))

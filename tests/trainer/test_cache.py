@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.tokenizers.configuration import UserError
-from motet.trainer import cache as module
-from motet.trainer.cache import FOLDER, OURS, Cache
+from motet.core.errors import UserError
+from motet.trainer.data import fetched as module
+from motet.trainer.data.fetched import FOLDER, OURS, Cache
 
 # What the processes of these tests begin with: pieces of one random seed each, whose key is the hash of their bytes.
 COMMON = """

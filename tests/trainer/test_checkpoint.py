@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 
-from motet.tokenizers.configuration import UserError
-from motet.trainer import checkpoint
-from motet.trainer.checkpoint import MODEL, OPTIMIZER, STATE, DamagedCheckpoint, State
+from motet.core.errors import UserError
 from motet.trainer.config import ModelConfig
+from motet.trainer.data.order import Cursor
 from motet.trainer.model.mot import MoT
-from motet.trainer.plan import Cursor
+from motet.trainer.run import checkpoint
+from motet.trainer.run.checkpoint import MODEL, OPTIMIZER, STATE, DamagedCheckpoint, State
 
 FILES = (MODEL, OPTIMIZER, STATE)
 

@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.trainer import metrics
 from motet.trainer.config import ModelConfig, ObjectiveConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.evaluate import evaluate
-from motet.trainer.generate import Generator, Sampling
+from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.order import Plan
+from motet.trainer.data.packed import Piece, Rows
+from motet.trainer.data.records import Records
+from motet.trainer.generate.generator import Generator, Sampling
 from motet.trainer.model.mot import MoT
-from motet.trainer.objective import losses
-from motet.trainer.pieces import Piece, Rows
-from motet.trainer.plan import Plan
-from motet.trainer.records import Records
-from motet.trainer.render import Noise, Renderer
-from motet.trainer.train import train
+from motet.trainer.objective.losses import losses
+from motet.trainer.run import metrics
+from motet.trainer.run.train import train
+from motet.trainer.use.evaluate import evaluate
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 _spec = importlib.util.spec_from_file_location("reference_batch", Path(__file__).with_name("reference_batch.py"))

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from motet.tokenizers.configuration import UserError, dump_config
+from motet.core.configuration import dump_config
+from motet.core.errors import UserError
 from motet.trainer.config import MAY_CHANGE, DataConfig, TrainConfig, load
 
 SMALL = {

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from motet.pipeline.manifest import Manifest
-from motet.pipeline.shard import DamagedShard, sample_id
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
+from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.shard import DamagedShard, sample_id
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus, Documents
-from motet.trainer.plan import Plan
+from motet.trainer.data.corpus import Corpus, Documents
+from motet.trainer.data.order import Plan
 
 
 def sample_ids(documents: Documents) -> list[bytes]:

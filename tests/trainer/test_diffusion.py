@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from motet.trainer.diffusion import MAX_BETA, Cosine, Flow, process
+from motet.trainer.objective.diffusion import MAX_BETA, Cosine, Flow, process
 
 PROCESSES = [Cosine, Flow]
 

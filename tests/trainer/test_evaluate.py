@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from motet.tokenizers.configuration import UserError
-from motet.trainer.checkpoint import latest, open_model
-from motet.trainer.corpus import Corpus
-from motet.trainer.diffusion import Cosine
-from motet.trainer.evaluate import evaluate, source_table, table
-from motet.trainer.objective import losses
-from motet.trainer.pieces import Piece, Rows
-from motet.trainer.plan import Plan
-from motet.trainer.render import Noise, Renderer
-from motet.trainer.stream import Stream, heldout
-from motet.trainer.train import train
+from motet.core.errors import UserError
+from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.loader import Stream, heldout
+from motet.trainer.data.order import Plan
+from motet.trainer.data.packed import Piece, Rows
+from motet.trainer.objective.diffusion import Cosine
+from motet.trainer.objective.losses import losses
+from motet.trainer.run.checkpoint import latest, open_model
+from motet.trainer.run.train import train
+from motet.trainer.use.evaluate import evaluate, source_table, table
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,16 @@ import sys
 import pytest
 import torch
 
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec
-from motet.trainer.checkpoint import open_model
-from motet.trainer.evaluate import evaluate
-from motet.trainer.export import export, export_llama
-from motet.trainer.generate import Sampling
-from motet.trainer.model.cache import Context
-from motet.trainer.pretrained import load
-from motet.trainer.train import train
+from motet.trainer.generate.generator import Sampling
+from motet.trainer.generate.kv_cache import Context
+from motet.trainer.model.llama import export_llama
+from motet.trainer.run.checkpoint import open_model
+from motet.trainer.run.train import train
+from motet.trainer.use.evaluate import evaluate
+from motet.trainer.use.exported import export
+from motet.trainer.use.pretrained import load
 from motet.trainer.vocabulary import TEXT
 
 SPEC = TokenizerSpec("bytes", "text", "discrete", (256,), 0, None, "text/plain", "t" * 32)
@@ -69,8 +70,8 @@ def test_it_opens_and_generates_without_what_only_training_needs(run, tmp_path):
         "import sys\n"
         "for name in ('ray', 'tensorboard', 'matplotlib', 'numba', 'rich', 'tqdm', 'huggingface_hub', 'pyarrow'):\n"
         "    sys.modules[name] = None\n"
-        "from motet.trainer.pretrained import load\n"
-        "from motet.trainer.generate import Sampling\n"
+        "from motet.trainer.use.pretrained import load\n"
+        "from motet.trainer.generate.generator.generator import Sampling\n"
         f"found = load({str(tmp_path / 'out')!r})\n"
         "tokens = found.generator().continue_([[]], 'text', limit=5, sampling=Sampling(temperature=0))\n"
         "print(*tokens[0].ids)\n"

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from motet.tokenizers.configuration import UserError
-from motet.trainer import metrics
-from motet.trainer.checkpoint import open_model
-from motet.trainer.corpus import Corpus
-from motet.trainer.generate import Generator
-from motet.trainer.model.cache import Context
-from motet.trainer.stream import heldout
-from motet.trainer.train import train
+from motet.core.errors import UserError
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.loader import heldout
+from motet.trainer.generate.generator import Generator
+from motet.trainer.generate.kv_cache import Context
+from motet.trainer.run import metrics
+from motet.trainer.run.checkpoint import open_model
+from motet.trainer.run.train import train
 
 FAMILY = {
     "dense": {"towers": {"text": "all", "image": "all", "speech": "all"}},

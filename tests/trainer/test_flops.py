@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from motet.trainer.config import ModelConfig
-from motet.trainer.flops import batch_flops, forward_flops, mean_visible_keys, parameters, peak, training_flops
+from motet.trainer.model.flops import batch_flops, forward_flops, mean_visible_keys, parameters, peak, training_flops
 from motet.trainer.model.mot import MoT
 from motet.trainer.model.patches import UNetPatches
 

@@ -11,12 +11,12 @@ import torch
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.config import ModelConfig
-from motet.trainer.draft import Draft
-from motet.trainer.generate import Generator, Sampling, Wanted, _chosen
-from motet.trainer.model.cache import Context
+from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.packed import Piece, Rows
+from motet.trainer.generate.decoding import Draft
+from motet.trainer.generate.generator import Generator, Sampling, Wanted, _chosen
+from motet.trainer.generate.kv_cache import Context
 from motet.trainer.model.mot import MoT
-from motet.trainer.pieces import Piece, Rows
-from motet.trainer.render import Noise, Renderer
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 _spec = importlib.util.spec_from_file_location("reference_batch", Path(__file__).with_name("reference_batch.py"))

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from motet.pipeline import shard
-from motet.pipeline.manifest import Manifest
-from motet.trainer import checkpoint
-from motet.trainer.batch import GroupedBatch
-from motet.trainer.checkpoint import MODEL, OPTIMIZER, latest, read_state
+from motet.pipeline.dataset import shard
+from motet.pipeline.dataset.manifest import Manifest
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.guidance import Dropout
-from motet.trainer.metrics import hash_of_rows, read
-from motet.trainer.plan import ORDER_VERSION, Plan
-from motet.trainer.records import Records
-from motet.trainer.render import Noise
-from motet.trainer.stream import Stream
-from motet.trainer.train import train
+from motet.trainer.data.batch import GroupedBatch
+from motet.trainer.data.collate import Noise
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.dropout import Dropout
+from motet.trainer.data.loader import Stream
+from motet.trainer.data.order import ORDER_VERSION, Plan
+from motet.trainer.data.records import Records
+from motet.trainer.run import checkpoint
+from motet.trainer.run.checkpoint import MODEL, OPTIMIZER, latest, read_state
+from motet.trainer.run.metrics import hash_of_rows, read
+from motet.trainer.run.train import train
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 

@@ -18,10 +18,11 @@ pytest.importorskip("triton")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from motet.trainer import kernels, objective
+from motet.trainer import kernels
 from motet.trainer.kernels import cross_entropy, linear, norm, rope, swiglu
 from motet.trainer.kernels.rows import INTERPRETED
 from motet.trainer.model.rotary import rotation
+from motet.trainer.objective import losses as objective
 
 assert DEVICE == "cuda" or INTERPRETED, f"triton was imported before this file: {'triton' in sys.modules}"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from motet.tokenizers.configuration import dump_config
-from motet.trainer import metrics
-from motet.trainer.train import train
+from motet.core.configuration import dump_config
+from motet.trainer.run import metrics
+from motet.trainer.run.train import train
 
 RANK = """
 import sys, torch.distributed as dist

@@ -15,7 +15,7 @@ from motet.trainer.config import ModelConfig
 from motet.trainer.model import grouped
 from motet.trainer.model.float8 import float8_linear
 from motet.trainer.model.mot import MoT
-from motet.trainer.objective import losses
+from motet.trainer.objective.losses import losses
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("motet_reference", ROOT / "benchmarks" / "reference.py")

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.tokenizers.configuration import UserError
-from motet.trainer.balance import costs, shares
+from motet.core.errors import UserError
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.plan import Cursor, Loss, Plan
-from motet.trainer.records import Lost, Records
+from motet.trainer.data.balance import costs, shares
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.order import Cursor, Loss, Plan
+from motet.trainer.data.records import Lost, Records
 
 ROWS = 48
 SOURCES = ("emoji", "families", "prompts", "speeches")

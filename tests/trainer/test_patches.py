@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.tokenizers.vae import VAE
+from motet.tokenizers.image.vae import VAE
 from motet.trainer.model.patches import UNetPatches, fold, unfold
 
 grids = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4)

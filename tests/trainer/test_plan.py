@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from motet.trainer.data.packing import best_fit
+from motet.trainer.data.shuffle import draw
 
-from motet.pipeline.manifest import Manifest
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
+from motet.pipeline.dataset.manifest import Manifest
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus, Documents
-from motet.trainer.loops import best_fit, draw
-from motet.trainer.pieces import Rows
-from motet.trainer.plan import Plan
+from motet.trainer.data.corpus import Corpus, Documents
+from motet.trainer.data.order import Plan
+from motet.trainer.data.packed import Rows
 
 
 @pytest.fixture(scope="module")

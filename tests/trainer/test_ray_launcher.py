@@ -12,16 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from motet.tokenizers.configuration import UserError, dump_config
-from motet.trainer import metrics
-from motet.trainer.checkpoint import MODEL, OPTIMIZER, latest
+from motet.core.configuration import dump_config
+from motet.core.errors import UserError
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.launch import launch, ray_train
-from motet.trainer.plan import Plan
-from motet.trainer.render import Noise
-from motet.trainer.stream import Stream
-from motet.trainer.train import train
+from motet.trainer.data.collate import Noise
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.loader import Stream
+from motet.trainer.data.order import Plan
+from motet.trainer.run import metrics
+from motet.trainer.run.checkpoint import MODEL, OPTIMIZER, latest
+from motet.trainer.run.launch import launch, ray_train
+from motet.trainer.run.train import train
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 PARALLEL = """

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from motet.pipeline.shard import DamagedShard
-from motet.trainer import records
-from motet.trainer.corpus import Corpus
+from motet.pipeline.dataset.shard import DamagedShard
+from motet.trainer.data import records
+from motet.trainer.data.corpus import Corpus
 
 
 def test_opening_reads_no_shard_and_a_record_batch_is_checked_once(dataset, monkeypatch):

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from motet.pipeline import files
-from motet.tokenizers.configuration import UserError
-from motet.trainer.cache import Cache
+from motet.core.errors import UserError
+from motet.pipeline.corpus import files
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.metrics import hash_of_rows
-from motet.trainer.plan import Cursor, Loss, Plan
-from motet.trainer.records import LostBatches, Records
-from motet.trainer.render import Noise
-from motet.trainer.stream import Stream
+from motet.trainer.data.collate import Noise
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.fetched import Cache
+from motet.trainer.data.loader import Stream
+from motet.trainer.data.order import Cursor, Loss, Plan
+from motet.trainer.data.records import LostBatches, Records
+from motet.trainer.run.metrics import hash_of_rows
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 STEPS = 12

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from motet.tokenizers.configuration import UserError, dump_config
-from motet.trainer import metrics
-from motet.trainer.checkpoint import MODEL, OPTIMIZER, DamagedCheckpoint, latest
-from motet.trainer.train import train
+from motet.core.configuration import dump_config
+from motet.core.errors import UserError
+from motet.trainer.run import metrics
+from motet.trainer.run.checkpoint import MODEL, OPTIMIZER, DamagedCheckpoint, latest
+from motet.trainer.run.train import train
 
-TRAIN = "import sys; from motet.trainer.config import load; from motet.trainer.train import train; train(load(sys.argv[1]), sys.argv[2])"
+TRAIN = "import sys; from motet.trainer.config import load; from motet.trainer.run.state.train import train; train(load(sys.argv[1]), sys.argv[2])"
 CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from motet.pipeline.shard import DamagedShard, Document, sample_id
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
+from motet.pipeline.dataset.shard import DamagedShard, Document, sample_id
 from motet.tokenizers.contract import Tokens
-from motet.trainer.corpus import Corpus
-from motet.trainer.rows import TokenRows
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.plain_rows import TokenRows
 
 LENGTH, DOCUMENTS = 64, 1000
 
@@ -33,7 +33,7 @@ def numbers(batch) -> list[int]:
 
 @pytest.mark.parametrize("ahead", [1, 5000, 1 << 19])
 def test_an_epoch_has_every_row_once_and_any_batch_is_known_by_its_number(rows, monkeypatch, ahead):
-    monkeypatch.setattr("motet.trainer.rows.AHEAD", ahead)
+    monkeypatch.setattr("motet.trainer.data.plain_rows.AHEAD", ahead)
     found = TokenRows(Corpus.open([rows]), 16, seed=3)
     running = [next_one.clone() for next_one, _ in zip(found.batches(), range(250), strict=False)]
     assert {tuple(batch.shape) for batch in running} == {(16, LENGTH)}

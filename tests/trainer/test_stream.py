@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from motet.pipeline.shard import Document
-from motet.tokenizers.configuration import UserError
-from motet.trainer.batch import GroupedBatch
+from motet.core.errors import UserError
+from motet.pipeline.dataset.shard import Document
 from motet.trainer.config import DataConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.metrics import hash_of_rows, wrapped
-from motet.trainer.plan import Plan
-from motet.trainer.render import Noise
-from motet.trainer.stream import Stream, heldout
+from motet.trainer.data.batch import GroupedBatch
+from motet.trainer.data.collate import Noise
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.loader import Stream, heldout
+from motet.trainer.data.order import Plan
+from motet.trainer.run.metrics import hash_of_rows, wrapped
 from motet.trainer.vocabulary import Towers, Vocabulary
 
 

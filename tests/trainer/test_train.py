@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from motet.pipeline.shard import DamagedShard
-from motet.tokenizers.configuration import UserError
-from motet.trainer import metrics
-from motet.trainer.checkpoint import latest, open_model
+from motet.core.errors import UserError
+from motet.pipeline.dataset.shard import DamagedShard
 from motet.trainer.config import load
-from motet.trainer.corpus import Corpus
-from motet.trainer.launch import launch
-from motet.trainer.optimizer import adamw, learning_rate
-from motet.trainer.plan import Plan
-from motet.trainer.train import train
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.order import Plan
+from motet.trainer.run import metrics
+from motet.trainer.run.checkpoint import latest, open_model
+from motet.trainer.run.launch import launch
+from motet.trainer.run.optimizer import adamw, learning_rate
+from motet.trainer.run.train import train
 
 
 def rows_of(out) -> list[dict]:

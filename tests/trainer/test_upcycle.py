@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from motet.tokenizers.configuration import UserError
-from motet.trainer import metrics
+from motet.core.errors import UserError
 from motet.trainer.config import ModelConfig
-from motet.trainer.corpus import Corpus
-from motet.trainer.model.cache import Context
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.generate.kv_cache import Context
+from motet.trainer.model.llama import Dense
 from motet.trainer.model.mot import MoT
-from motet.trainer.train import train
-from motet.trainer.upcycle import Dense
+from motet.trainer.run import metrics
+from motet.trainer.run.train import train
 from motet.trainer.vocabulary import TEXT, Vocabulary
 
 transformers = pytest.importorskip("transformers")

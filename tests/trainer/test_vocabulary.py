@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec
 from motet.trainer.vocabulary import Towers, Vocabulary
 

@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from motet.pipeline.manifest import Manifest
-from motet.tokenizers.configuration import UserError
-from motet.trainer import metrics, plan
-from motet.trainer.checkpoint import open_model
-from motet.trainer.forecast import forecast
-from motet.trainer.records import LostBatches
-from motet.trainer.run import Run
-from motet.trainer.stream import Stream
-from motet.trainer.train import train
-from motet.trainer.why import why
+from motet.core.errors import UserError
+from motet.pipeline.dataset.manifest import Manifest
+from motet.trainer.data import order as plan
+from motet.trainer.data.loader import Stream
+from motet.trainer.data.records import LostBatches
+from motet.trainer.run import metrics
+from motet.trainer.run.checkpoint import open_model
+from motet.trainer.run.state import Run
+from motet.trainer.run.train import train
+from motet.trainer.use.plan import forecast
+from motet.trainer.use.why import why
 
 
 def test_the_samples_of_a_step_are_those_that_it_was_given(train_config, tmp_path, monkeypatch):

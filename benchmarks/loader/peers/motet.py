@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 class Motet(Peer):
     """Checksums are on. The state is the number of the next batch; there are no worker processes, so none change."""
 
-    imports = ("motet.trainer.rows", "motet.trainer.stream")
+    imports = ("motet.trainer.data.plain_rows", "motet.trainer.data.loader")
     lacks: Mapping[str, str] = {}
     algorithms = ("best fit in windows",)
 
     def write(self, arrays: Sequence[np.ndarray], folder: Path) -> None:
         """A document per array, as `motet tokenize` writes them."""
-        from motet.pipeline.index import NAME, to_bytes
-        from motet.pipeline.manifest import Manifest, ShardEntry
-        from motet.pipeline.shard import Document, ShardHeader, ShardWriter, sample_id
-        from motet.pipeline.store import store_of
+        from motet.pipeline.dataset.index import NAME, to_bytes
+        from motet.pipeline.dataset.manifest import Manifest, ShardEntry
+        from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
+        from motet.pipeline.dataset.store import store_of
         from motet.tokenizers.contract import TokenizerSpec, Tokens
 
         (folder / "shards").mkdir()
@@ -47,8 +47,8 @@ class Motet(Peer):
 
     def loader(self, folder: Path, seed: int, workers: int = 0, state: bytes | None = None) -> Loader:
         """`TokenRows`, which goes through epoch after epoch: one of them."""
-        from motet.trainer.corpus import Corpus
-        from motet.trainer.rows import TokenRows
+        from motet.trainer.data.corpus import Corpus
+        from motet.trainer.data.plain_rows import TokenRows
 
         rows = TokenRows(Corpus.open([str(folder)]), BATCH, seed)
         coming = int(state or 0)
@@ -67,10 +67,10 @@ class Motet(Peer):
         import torch
 
         from motet.trainer.config import DataConfig
-        from motet.trainer.corpus import Corpus
-        from motet.trainer.plan import Plan
-        from motet.trainer.render import Noise
-        from motet.trainer.stream import Stream
+        from motet.trainer.data.collate import Noise
+        from motet.trainer.data.corpus import Corpus
+        from motet.trainer.data.loader import Stream
+        from motet.trainer.data.order import Plan
         from motet.trainer.vocabulary import Towers, Vocabulary
 
         corpus = Corpus.open([str(folder)])

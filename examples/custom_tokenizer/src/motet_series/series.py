@@ -13,10 +13,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from motet.core.hashing import content_hash
 from pydantic import Field
 
 from motet.tokenizers import contract
-from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens, content_hash
+from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens
 from motet.tokenizers.media import load_text
 
 SMALLEST, LARGEST = 1e-9, 1e9  # scales; a series that is zero everywhere has the smallest

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from motet.core.errors import UserError
 from motet.orchestration.commands import generate, inspect, run, score, tokenize, tokenizer, train
-from motet.tokenizers.errors import UserError
 
 
 class _Verbs(TyperGroup):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
 
 EXPECT = """\
 These models are tiny and have read each picture a few times, in minutes. Pictures come out as blobs in the colours of emoji

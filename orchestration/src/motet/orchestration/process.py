@@ -19,7 +19,7 @@ from typing import Any
 
 import typer
 
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
 
 
 def check_words(words: Sequence[str]) -> None:

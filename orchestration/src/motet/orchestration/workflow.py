@@ -19,14 +19,15 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated
 
+from motet.core.hashing import content_hash
 from pydantic import Field
 from sqlalchemy import DateTime, Engine, ForeignKey, create_engine, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from motet.core.configuration import Settings, load_config
+from motet.core.errors import UserError
 from motet.orchestration.process import check_words, run_verb
-from motet.tokenizers.configuration import Settings, UserError, load_config
-from motet.tokenizers.contract import content_hash
 
 DATABASE = "workflow.sqlite"
 

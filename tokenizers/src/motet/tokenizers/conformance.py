@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from motet.core.errors import UserError
 from motet.tokenizers import registry
-from motet.tokenizers.configuration import UserError
 from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens
 
 FLIPS = 1e-3  # share of ids that rounding in another batch may change

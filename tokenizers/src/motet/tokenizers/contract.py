@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
-from motet.tokenizers.errors import UserError
+from motet.core.errors import UserError
 
 
 class BadSample(Exception):

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel
 
-from motet.tokenizers.configuration import UserError, validate
+from motet.core.configuration import validate
+from motet.core.errors import UserError
 
 Config = TypeVar("Config", bound=BaseModel)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from motet.tokenizers.configuration import UserError, validate
+from motet.core.configuration import validate
+from motet.core.errors import UserError
 from motet.tokenizers.contract import Tokenizer
 
 GROUP = "motet.tokenizers"

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from motet.core.hashing import content_hash
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from motet.tokenizers.configuration import UserError
-from motet.tokenizers.contract import content_hash
+from motet.core.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

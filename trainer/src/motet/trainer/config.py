@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from motet.tokenizers.configuration import Settings, load_config
-
-from . import presets
+from motet.core.configuration import Settings, load_config
+from motet.trainer import presets
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from motet.tokenizers.configuration import UserError
+from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec
 
 TEXT = "text"

@@ -41,14 +41,15 @@ def generate(
     Examples: `motet generate run --text "a red apple" --to image --out apple.png`,
     `motet generate run --to text,image,speech --out story`, `motet generate run --prompts prompts.jsonl --out samples`
     """
-    from motet.tokenizers.errors import UserError
+    from motet.core.errors import UserError
 
     if (prompts is None) == (to is None):
         raise UserError("generate: give either --to with a prompt, or --prompts with a file")
     if prompts is not None and (text or image or speech):
         raise UserError("generate: --prompts holds the prompts; leave --text, --image and --speech out")
 
-    from motet.orchestration.samples import (
+    from motet.trainer.generate.generator import Sampling
+    from motet.trainer.use.media.samples import (
         ANY,
         Limits,
         Prompt,
@@ -58,7 +59,6 @@ def generate(
         write_page,
         write_spans,
     )
-    from motet.trainer.generate import Sampling
 
     wanted = (
         read_prompts(prompts) if prompts is not None else [Prompt(_parts(text, image, speech), modalities(str(to)))]
@@ -86,7 +86,7 @@ def generate(
 
 
 def _parts(text: str | None, image: Path | None, speech: Path | None) -> tuple[tuple[str, bytes], ...]:
-    from motet.tokenizers.errors import UserError
+    from motet.core.errors import UserError
 
     parts = [("text", text.encode())] if text else []
     for modality, path in (("image", image), ("speech", speech)):

@@ -22,8 +22,8 @@ def stats(
 
     Example: `motet stats tokens --html stats.html --sequence 1024`
     """
-    from motet.pipeline.manifest import Manifest
-    from motet.pipeline.statistics import statistics, table
+    from motet.pipeline.dataset.manifest import Manifest
+    from motet.pipeline.dataset.statistics import statistics, table
 
     manifest = Manifest.load(dataset)
     found = statistics(manifest, tuple(sequence or (512, 2048, 4096)))
@@ -34,7 +34,7 @@ def stats(
 
         Console().print(table(found))
     if html is not None:
-        from motet.pipeline.stats_page import page
+        from motet.pipeline.dataset.stats_page import page
 
         _write(html, page(manifest, found), as_json)
 
@@ -49,9 +49,9 @@ def view(
 
     Example: `motet view tokens --count 40 --html view.html`, or `motet view tokens 3fa9c1`
     """
-    from motet.pipeline import view as viewer
-    from motet.pipeline.dataset_tokenizers import dataset_tokenizers
-    from motet.pipeline.manifest import Manifest
+    from motet.pipeline.dataset import view as viewer
+    from motet.pipeline.dataset.dataset_tokenizers import dataset_tokenizers
+    from motet.pipeline.dataset.manifest import Manifest
 
     manifest = Manifest.load(dataset)
     documents = viewer.pick(manifest, samples) if samples else viewer.spread(manifest, count)
@@ -69,9 +69,9 @@ def verify(
 
     Example: `motet verify tokens`
     """
-    from motet.pipeline.manifest import Manifest
+    from motet.pipeline.dataset.manifest import Manifest
+    from motet.pipeline.dataset.verify import Verification, strangers
     from motet.pipeline.progress import shown
-    from motet.pipeline.verify import Verification, strangers
 
     manifest = Manifest.load(dataset)
     verification = Verification(manifest, workers)
@@ -102,7 +102,7 @@ def verify(
 
 
 def _write(path: Path, text: str, quiet: bool) -> None:
-    from motet.tokenizers.errors import UserError
+    from motet.core.errors import UserError
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

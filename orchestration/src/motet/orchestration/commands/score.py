@@ -31,11 +31,11 @@ def score(
 
     Needs the extra `scores`. Example: `motet score run --to image --count 512`
     """
-    from motet.orchestration.score import TASKS, lines
-    from motet.orchestration.score import score as judge
-    from motet.tokenizers.errors import UserError
-    from motet.trainer.checkpoint import checkpoint_of, read_state
-    from motet.trainer.generate import Sampling
+    from motet.core.errors import UserError
+    from motet.trainer.generate.generator import Sampling
+    from motet.trainer.run.checkpoint import checkpoint_of, read_state
+    from motet.trainer.use.media.score import TASKS, lines
+    from motet.trainer.use.media.score import score as judge
 
     known = read_state(checkpoint_of(run)).vocabulary["tokenizers"]
     wanted = to or [m for m in TASKS if m in known and (m != "text" or "image" in known)]
@@ -63,8 +63,8 @@ def sheet(
 
     Example: `motet sheet run --out sheet.png`
     """
-    from motet.orchestration.sheet import write_sheet
-    from motet.trainer.generate import Sampling
+    from motet.trainer.generate.generator import Sampling
+    from motet.trainer.use.media.sheet import write_sheet
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, steps=steps, guidance=guidance)
     write_sheet(run, out, count, sampling)

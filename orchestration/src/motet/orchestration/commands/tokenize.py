@@ -35,10 +35,10 @@ def tokenize(
     Example: `motet tokenize corpus.yaml --out tokens --workers 8`, or
     `motet tokenize corpus.yaml --out s3://bucket/tokens --engine beam -- --runner=FlinkRunner`
     """
-    from motet.pipeline.config import TokenizeConfig
-    from motet.pipeline.engines import EngineOptions
-    from motet.pipeline.job import tokenize_corpus
-    from motet.tokenizers.configuration import load_config
+    from motet.core.configuration import load_config
+    from motet.pipeline.job.config import TokenizeConfig
+    from motet.pipeline.job.engines import EngineOptions
+    from motet.pipeline.job.job import tokenize_corpus
 
     settings = load_config(config, TokenizeConfig, set_ or [])
     options = EngineOptions(address, gpus_per_worker, tuple(extra or ()))
@@ -85,8 +85,8 @@ def gc(
 
     Example: `motet gc tokens --dry-run`
     """
-    from motet.pipeline.gc import collect, orphans
-    from motet.pipeline.store import Folder, store_of
+    from motet.pipeline.dataset.gc import collect, orphans
+    from motet.pipeline.dataset.store import Folder, store_of
 
     store = store_of(dataset)
     hours = older_than if older_than is not None else 0.0 if isinstance(store, Folder) else 24.0

@@ -111,7 +111,8 @@ def check(
 
 
 def _settings(overrides: Sequence[str] | None) -> dict[str, Any]:
-    from motet.tokenizers.configuration import UserError, override
+    from motet.core.configuration import override
+    from motet.core.errors import UserError
 
     settings: dict[str, Any] = {}
     for each in overrides or []:
@@ -123,7 +124,7 @@ def _settings(overrides: Sequence[str] | None) -> dict[str, Any]:
 
 def _raw(samples: Path) -> list[bytes]:
     """Raw files of a folder, in order of their names; or the texts of a JSONL file."""
-    from motet.tokenizers.errors import UserError
+    from motet.core.errors import UserError
 
     if samples.is_dir():
         skip = {".jsonl", ".json", ".md", ".py"}

@@ -23,8 +23,8 @@ def train(
     Example: `motet train train.yaml --out run --set optimizer.lr=0.002`
     """
     from motet.trainer.config import load
-    from motet.trainer.launch import launch
-    from motet.trainer.metrics import curves
+    from motet.trainer.run.launch import launch
+    from motet.trainer.run.metrics import curves
 
     result = launch(load(config, set_ or []), out)
     if result["finished"]:
@@ -47,7 +47,7 @@ def plan(
     Example: `motet plan train.yaml --set data.sequence=4096`
     """
     from motet.trainer.config import load
-    from motet.trainer.forecast import forecast, tables
+    from motet.trainer.use.plan import forecast, tables
 
     found = forecast(load(config, set_ or []), steps)
     if as_json:
@@ -79,8 +79,8 @@ def why(
 
     Example: `motet why run 1200`
     """
-    from motet.trainer.why import lines
-    from motet.trainer.why import why as explain
+    from motet.trainer.use.why import lines
+    from motet.trainer.use.why import why as explain
 
     found = explain(run, step)
     if as_json:
@@ -100,7 +100,7 @@ def upcycle(
     """
     import yaml
 
-    from motet.trainer.upcycle import Dense
+    from motet.trainer.model.llama import Dense
 
     settings = {"start": str(checkpoint), "model": Dense.open(checkpoint).settings}
     typer.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
@@ -116,9 +116,10 @@ def export(
 
     Example: `motet export run --out birds-1b --dtype bfloat16`
     """
-    from motet.tokenizers.errors import UserError
-    from motet.trainer.export import DTYPES, export_llama
-    from motet.trainer.export import export as write
+    from motet.core.errors import UserError
+    from motet.trainer.model.llama import export_llama
+    from motet.trainer.use.exported import DTYPES
+    from motet.trainer.use.exported import export as write
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
@@ -135,10 +136,10 @@ def evaluate(
 
     Example: `motet evaluate run`
     """
-    from motet.tokenizers.errors import UserError
-    from motet.trainer.checkpoint import checkpoint_of, read_state
-    from motet.trainer.evaluate import evaluate as measure
-    from motet.trainer.evaluate import source_table, table
+    from motet.core.errors import UserError
+    from motet.trainer.run.checkpoint import checkpoint_of, read_state
+    from motet.trainer.use.evaluate import evaluate as measure
+    from motet.trainer.use.evaluate import source_table, table
 
     paths = read_state(checkpoint_of(run)).config["data"]["paths"]
     lengths, reason = None, "a text tokenizer whose ids do not stand for bytes"
@@ -162,7 +163,7 @@ def evaluate(
 
 def _byte_lengths(dataset: str) -> np.ndarray | None:
     """Of the ids of the text tokenizer that encoded a dataset; UserError if it cannot be had any more."""
-    from motet.pipeline.dataset_tokenizers import dataset_tokenizers
-    from motet.pipeline.manifest import Manifest
+    from motet.pipeline.dataset.dataset_tokenizers import dataset_tokenizers
+    from motet.pipeline.dataset.manifest import Manifest
 
     return dataset_tokenizers(Manifest.load(dataset), ["text"])["text"].byte_lengths()

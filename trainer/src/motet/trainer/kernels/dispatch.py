@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import usable
+from motet.trainer.kernels import usable
 
 if TYPE_CHECKING:
-    from ..model.grouped import Groups
+    from motet.trainer.kernels.groups import Groups
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,13 @@ class Way:
 
 
 def _own_rows(x_TK: Tensor, weight_GKN: Tensor, groups: Groups) -> Tensor:
-    from .linear import rows_times
+    from motet.trainer.kernels.linear import rows_times
 
     return rows_times(x_TK, weight_GKN, groups.offsets_G)
 
 
 def _own_weight(dy_TO: Tensor, x_TI: Tensor, groups: Groups, dtype: torch.dtype) -> Tensor:
-    from .linear import weight_gradient
+    from motet.trainer.kernels.linear import weight_gradient
 
     return weight_gradient(dy_TO, x_TI, groups.offsets_G, dtype)
 

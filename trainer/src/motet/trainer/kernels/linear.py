@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.testing import do_bench
 
-from .rows import INTERPRETED, most_pieces, piece, pieces_before
+from motet.trainer.kernels.rows import INTERPRETED, most_pieces, piece, pieces_before
 
 SHARED = 227 << 10
 """Bytes of shared memory that a program can have on Hopper."""

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import group_of, most_pieces, piece, sum_by_group
+from motet.trainer.kernels.rows import group_of, most_pieces, piece, sum_by_group
 
 PIECE = 16
 """Rows of one program of the backward pass."""

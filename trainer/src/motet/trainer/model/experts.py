@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from motet.trainer.kernels.groups import Groups
 from torch import Tensor
 
-from .grouped import Groups
-
 if TYPE_CHECKING:
-    from ..config import Experts
+    from motet.trainer.config import Experts
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import kernels
-from ..kernels import dispatch
+from motet.trainer import kernels
+from motet.trainer.kernels import dispatch
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def grouped_rms_norm(
     """
     groups = groups.of(gain)
     if kernels.usable(x):
-        from ..kernels import norm
+        from motet.trainer.kernels import norm
 
         return norm.grouped_rms_norm(x, gain, groups.offsets_G, eps, dtype, residual)
     y = _GroupedRMSNorm.apply(x, gain, groups, eps, dtype)
@@ -87,7 +87,7 @@ def grouped_rms_norm(
 def swiglu(gate_up_TE: Tensor) -> Tensor:
     """silu(first half) * second half, [T, 2F] -> [T, F]."""
     if kernels.usable(gate_up_TE):
-        from ..kernels import swiglu
+        from motet.trainer.kernels import swiglu
 
         return swiglu.swiglu(gate_up_TE)
     return _SwiGLU.apply(gate_up_TE)

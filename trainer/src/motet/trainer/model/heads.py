@@ -10,12 +10,13 @@ Letters: T rows, J = H + 2K heads, H query heads, K key heads and as many value 
 from __future__ import annotations
 
 import torch
+from motet.trainer.kernels.groups import Groups
 from torch import Tensor
 
-from .. import kernels
-from .attention import Order, in_sequence
-from .grouped import Groups, grouped_rms_norm
-from .rotary import rotate
+from motet.trainer import kernels
+from motet.trainer.model.attention import Order, in_sequence
+from motet.trainer.model.grouped import grouped_rms_norm
+from motet.trainer.model.rotary import rotate
 
 
 def attention_inputs(
@@ -43,7 +44,7 @@ def attention_inputs(
     K, H = kv_heads, qkv_TJC.shape[1] - 2 * kv_heads
     q_gain, k_gain = gains or (None, None)
     if kernels.usable(qkv_TJC):
-        from ..kernels import rope
+        from motet.trainer.kernels import rope
 
         offsets_G = groups.offsets_G if q_gain is None else groups.of(q_gain).offsets_G
         return rope.qk_norm_rope(qkv_TJC, K, q_gain, k_gain, offsets_G, eps, cos, sin, order and order[1])

@@ -23,20 +23,21 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from motet.trainer.kernels.groups import Groups
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attend, Order, packed_attention, restored
-from .experts import Balance, route
-from .float8 import float8_linear
-from .grouped import Groups, compute_dtype, grouped_linear, grouped_rms_norm, swiglu
-from .heads import attention_inputs
-from .patches import patches_of
-from .rotary import rotation
+from motet.trainer.model.attention import Attend, Order, packed_attention, restored
+from motet.trainer.model.experts import Balance, route
+from motet.trainer.model.float8 import float8_linear
+from motet.trainer.model.grouped import compute_dtype, grouped_linear, grouped_rms_norm, swiglu
+from motet.trainer.model.heads import attention_inputs
+from motet.trainer.model.patches import patches_of
+from motet.trainer.model.rotary import rotation
 
 if TYPE_CHECKING:
-    from ..batch import GroupedBatch
-    from ..config import ModelConfig
+    from motet.trainer.config import ModelConfig
+    from motet.trainer.data.batch import GroupedBatch
 
 
 def feed_forward_width(config: ModelConfig) -> int:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ..config import UNet
+    from motet.trainer.config import UNet
 
 Grid = tuple[int, int]
 """Rows and columns of a picture's tokens."""

@@ -1,0 +1,74 @@
+"""The formats that corpora come in, one a file: how a source is cut, and how a piece is read.
+
+    Entry --`cut`--> pieces --(plan)--> Partition --`read`--> RawSample(position, parts of (modality, bytes)) | Reject
+
+Every line, row, key or file of a partition gives exactly one of the two, so that documents + rejects = samples. Nothing is
+decoded here. What a sample says wrong is a reject; a store that does not answer is an exception, because the same command
+will read it later.
+
+    text         .jsonl with a text column, or whole .txt files; each also .gz and .zst; files, folders, patterns
+    folder       metadata.jsonl rows {"file_name", "text"?}: caption, then media; or, without it, every media file
+    interleaved  rows {"id"?, "parts": [{"text": ...} | {"image": path} | {<modality>: path}, ...]}
+    parquet      columns of strings, bytes, {bytes, path}, or parallel lists of them
+    webdataset   tar files whose members of one key are one sample
+    nemo         rows {"audio_filepath", "text", "offset"?, "duration"?}: transcript, then the recording or its segment
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from motet.pipeline.corpus.entry import Entry
+
+from motet.pipeline.corpus import files
+from motet.pipeline.corpus.patterns import fixed_part
+from motet.pipeline.corpus.sources.sample import Note, Piece, RawSample
+from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.job.config import TokenizeConfig
+
+if TYPE_CHECKING:
+    from motet.pipeline.corpus.sources.sample import Partition
+
+__all__ = ["Note", "Piece", "RawSample", "Reject", "absolute", "cut", "modalities", "needed", "read", "searched"]
+
+
+def cut(entry: Entry, config: TokenizeConfig, where: str) -> list[Piece]:
+    """The source in pieces, in their fixed order; `where` begins the messages for people."""
+    return list(_format(entry).cut(entry, config, where))
+
+
+def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+    """The samples of a partition in order; `note` is told of everything that was read."""
+    return _format(partition.entry).read(partition, note)
+
+
+def needed(entry: Entry, where: str) -> list[str]:
+    """Modalities that cannot be without a tokenizer: they are in the source for certain."""
+    return _format(entry).needed(entry, where)
+
+
+def modalities(entry: Entry) -> list[str] | None:
+    """Modalities that the source may have; None if its rows say."""
+    return _format(entry).modalities(entry)
+
+
+def absolute(entry: Entry, base: Path) -> Entry:
+    """The entry with paths that mean the same everywhere; ValueError or OSError if one cannot be a path."""
+    root = entry.root and files.absolute(base, entry.root)
+    return entry.model_copy(update={"path": files.absolute(base, entry.path), "root": root})
+
+
+def searched(entry: Entry) -> Path | None:
+    """The local folder that is searched, whole, for files of the source, if one is."""
+    if files.is_remote(entry.path) or (entry.format == "folder" and (Path(entry.path) / "metadata.jsonl").is_file()):
+        return None
+    if Path(entry.path).is_dir():
+        return Path(entry.path)
+    return Path(fixed_part(entry.path)) if "**" in entry.path else None
+
+
+def _format(entry: Entry) -> Any:
+    return import_module(f"motet.pipeline.corpus.sources.{entry.format}")

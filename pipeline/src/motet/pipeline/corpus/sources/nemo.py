@@ -1,0 +1,110 @@
+"""NeMo's manifests: rows {"audio_filepath", "text"?, "offset"?, "duration"?}: the transcript, then the recording.
+
+A row with an `offset` (seconds) means the segment that begins there and is `duration` long; without one, the whole file,
+whose `duration` then only describes it. A segment is cut by samples, without loss.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from motet.pipeline.corpus.entry import Entry
+
+from motet.pipeline.corpus.sources import jsonl
+from motet.pipeline.corpus.sources.media import Media
+from motet.pipeline.corpus.sources.sample import MAX_FILE, Note, Piece, RawSample, string
+from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.job.config import TokenizeConfig
+from motet.tokenizers.contract import BadSample
+
+if TYPE_CHECKING:
+    from motet.pipeline.corpus.sources.sample import Partition
+
+LONGEST = 24 * 3600.0
+"""Seconds that a segment may begin at, or have."""
+
+
+def needed(entry: Entry, where: str) -> list[str]:
+    """See sources."""
+    return [_modality(entry)]
+
+
+def modalities(entry: Entry) -> list[str]:
+    """See sources."""
+    return ["text", _modality(entry)]
+
+
+def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
+    """See sources."""
+    root, found = jsonl.found(entry, where)
+    for path, own in found:
+        yield from jsonl.rows(path, own, root, config, lambda row: [_below(row["audio_filepath"], root)])
+
+
+def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+    """See sources."""
+    media, modality = Media(partition, note), _modality(partition.entry)
+    last: tuple[str, bytes] = "", b""  # the segments of a recording follow each other
+
+    def parts(row: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
+        nonlocal last
+        name, transcript = row.get("audio_filepath"), row.get("text")
+        if not isinstance(name, str) or not name:
+            raise BadSample("no-file-name", "audio_filepath is missing or is no string")
+        name = _below(name, partition.root)
+        if name != last[0]:
+            last = name, media.read(name)
+        data = last[1]
+        if row.get("offset") is not None:
+            data = _segment(data, _seconds(row, "offset"), _seconds(row, "duration"))
+        sound = (modality, data)
+        return (("text", string(transcript, "text")), sound) if transcript else (sound,)
+
+    yield from jsonl.read(partition, note, parts)
+
+
+def _below(name: Any, root: str) -> Any:
+    """A path as it is below the root: manifests often have whole ones."""
+    return name[len(root) + 1 :] if isinstance(name, str) and name.startswith(f"{root}/") else name
+
+
+def _modality(entry: Entry) -> str:
+    return entry.modality or "speech"
+
+
+def _seconds(row: dict[str, Any], field: str) -> float:
+    value = row.get(field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST:
+        raise BadSample("bad-segment", f"{field} is {value!r:.40}, not seconds from 0 to {LONGEST:g}")
+    return float(value)
+
+
+def _segment(data: bytes, offset: float, duration: float) -> bytes:
+    """The samples of a sound file from `offset` on, as a WAV file of 32-bit floats; shorter if the file ends there."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            begin, frames = round(offset * file.samplerate), round(duration * file.samplerate)
+            if not frames or begin >= file.frames:
+                raise BadSample(
+                    "bad-segment", f"{duration:g} s from {offset:g} s of {file.frames / file.samplerate:g} s"
+                )
+            frames = min(frames, file.frames - begin)
+            if frames * file.channels * 4 >= MAX_FILE:
+                raise BadSample("file-too-large", f"a segment of {frames} samples of {file.channels} channels")
+            file.seek(begin)
+            samples = file.read(frames, dtype="float32", always_2d=True)
+            return _wav(samples.astype("<f4").tobytes(), file.samplerate, file.channels)
+    except soundfile.LibsndfileError as error:
+        raise BadSample("not-audio", str(error)) from None
+
+
+def _wav(samples: bytes, rate: int, channels: int) -> bytes:
+    """32-bit floats as a WAV file. libsndfile would write the time of day into it, and the sample's identity with it."""
+    kind = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, channels, rate, rate * channels * 4, channels * 4, 32)
+    body = kind + struct.pack("<4sI", b"data", len(samples)) + samples
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WAVE") + body

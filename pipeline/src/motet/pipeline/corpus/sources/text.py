@@ -1,0 +1,109 @@
+"""Text: JSON lines with a text column, or files that are a document each; either as it is, or .gz or .zst.
+
+    books.jsonl --byte ranges--> lines -->| one document each
+    books.jsonl.zst --whole-----> lines -->|
+    *.txt, *.txt.gz --runs of files------->|
+
+A plan seeks to where partitions begin and reads a line's end there, not the file: it may have 10 TB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+from motet.pipeline.corpus.entry import Entry
+
+from motet.pipeline.corpus import files
+from motet.pipeline.corpus.patterns import listed
+from motet.pipeline.corpus.sources import jsonl
+from motet.pipeline.corpus.sources.media import Media
+from motet.pipeline.corpus.sources.sample import MAX_FILE, Note, Piece, RawSample, Version, reject, string
+from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.job.config import TokenizeConfig
+from motet.tokenizers.contract import BadSample
+
+if TYPE_CHECKING:
+    from motet.pipeline.corpus.sources.sample import Partition
+
+WHOLE = tuple(f".txt{end}" for end in ("", *jsonl.COMPRESSED))
+LINES = tuple(f"{kind}{end}" for kind in (".jsonl", ".ndjson") for end in ("", *jsonl.COMPRESSED))
+
+
+def needed(entry: Entry, where: str) -> list[str]:
+    """See sources."""
+    return ["text"]
+
+
+def modalities(entry: Entry) -> list[str]:
+    """See sources."""
+    return ["text"]
+
+
+def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
+    """See sources."""
+    if files.is_folder(entry.path):
+        root = entry.path
+        infos = {name: info for name, info in files.walk(root).items() if name.endswith(WHOLE + LINES)}
+    else:
+        root, infos = listed(entry.path)
+    versions = [(name, (files.printable(name), info.size, info.version)) for name, info in infos.items()]
+    for whole, group in groupby(versions, key=lambda found: found[0].endswith(WHOLE)):
+        if whole:
+            yield from runs(root, list(group), config.partition_samples, config.partition_bytes)
+            continue
+        for name, own in group:
+            path, size = files.join(root, name), own[1]
+            ends = [0, size] if name.endswith(jsonl.COMPRESSED) else jsonl.cuts(path, size, config.partition_bytes)
+            for begin, end in pairwise(ends):
+                yield Piece(root=root, span=(path, begin, end), versions=(own,), size=end - begin)
+
+
+def runs(root: str, found: list[tuple[str, Version]], samples: int, size: int | None) -> Iterator[Piece]:
+    """Runs of files: at most `samples` of them, and at most `size` bytes, if that matters, unless one alone is larger."""
+    begin = total = 0
+
+    def piece(end: int) -> Piece:
+        names, versions = zip(*found[begin:end], strict=True)
+        return Piece(root=root, files=names, versions=versions, size=total)
+
+    for i, (_, (_, own, _)) in enumerate(found):
+        if i > begin and (i - begin == samples or (size is not None and total + own > size)):
+            yield piece(i)
+            begin, total = i, 0
+        total += own
+    if found:
+        yield piece(len(found))
+
+
+def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+    """See sources."""
+    if partition.span is None:
+        media = Media(partition, note)
+        for name in partition.files:
+            try:
+                yield RawSample(files.printable(name), (("text", _whole(media.read(name), name)),))
+            except BadSample as bad:
+                yield reject(files.printable(name), bad)
+        return
+    column = partition.entry.column
+
+    def parts(row: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
+        if column not in row:
+            raise BadSample("no-text", f"no column '{column}'")
+        return (("text", string(row[column], column)),)
+
+    yield from jsonl.read(partition, note, parts)
+
+
+def _whole(data: bytes, name: str) -> bytes:
+    if not name.endswith(jsonl.COMPRESSED):
+        return data
+    blocks, size = [], 0
+    for block in jsonl.decompressed([data], name):
+        blocks.append(block)
+        size += len(block)
+        if size > MAX_FILE:
+            raise BadSample("file-too-large", f"{name} decompresses to more than {MAX_FILE} bytes")
+    return b"".join(blocks)

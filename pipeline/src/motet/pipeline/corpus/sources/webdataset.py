@@ -1,0 +1,137 @@
+"""WebDataset: tar files in which the members of one key (their path up to the first dot of its last part) are a sample.
+
+    shards/{000..127}.tar --a tar is a partition--> members as they come --> key "0001": 0001.txt, 0001.jpg --> text, then media
+
+`columns` says which extensions are what, in reading order; by default .txt is text, pictures and sound are theirs, and text
+comes first. Of a .json, the entry's `column` is the text, if there is no .txt, and `language` its language. Other extensions are not read.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from motet.pipeline.corpus.entry import Entry
+
+from motet.core.errors import UserError
+from motet.pipeline.corpus import files
+from motet.pipeline.corpus.patterns import listed
+from motet.pipeline.corpus.sources.jsonl import row
+from motet.pipeline.corpus.sources.sample import MAX_FILE, Digest, Note, Piece, RawSample, language_of, reject, string
+from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.job.config import TokenizeConfig
+from motet.tokenizers.contract import BadSample
+
+if TYPE_CHECKING:
+    from motet.pipeline.corpus.sources.sample import Partition
+
+COLUMNS = {
+    "txt": "text",
+    "json": "text",
+    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"), "image"),
+    **dict.fromkeys(("wav", "flac", "ogg", "opus", "mp3", "aiff"), "speech"),
+}
+
+
+def needed(entry: Entry, where: str) -> list[str]:
+    """See sources."""
+    return sorted(set((entry.columns or {}).values()))
+
+
+def modalities(entry: Entry) -> list[str]:
+    """See sources."""
+    return sorted(set((entry.columns or COLUMNS).values()))
+
+
+def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
+    """See sources."""
+    if files.is_folder(entry.path):
+        raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.tar")
+    root, infos = listed(entry.path)
+    for name, info in infos.items():
+        own = (files.printable(name), info.size, info.version)
+        yield Piece(root=root, span=(files.join(root, name), 0, info.size), versions=(own,), size=info.size)
+
+
+def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+    """See sources. What stands before the place where a tar breaks is read; the rest is one reject."""
+    assert partition.span is not None
+    name, digest = partition.versions[0][0], Digest()
+    key, members, seen = "", dict[str, bytes | BadSample](), set[str]()
+    with files.opened(partition.span[0], partition.versions[0][1], files.REMOTE_BLOCK) as file:
+        try:
+            for member_key, extension, data in _members(file, {*(partition.entry.columns or COLUMNS), "json"}):
+                if member_key != key:
+                    if members:
+                        yield _sample(f"{name}/{key}", members, partition.entry)
+                    key, members = member_key, {}
+                    if key in seen:
+                        data = BadSample("repeated-key", f"{key} stands in this tar before, with other keys between")
+                    seen.add(key)
+                elif extension in members:
+                    data = BadSample("repeated-key", f"{key}.{extension} stands there twice")
+                members[extension] = digest.update(data) if isinstance(data, bytes) else data
+            broken = None
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            broken = BadSample("broken-tar", f"{error or type(error).__name__}; what follows is lost")
+    if members:
+        yield _sample(f"{name}/{key}", members, partition.entry)
+    if broken is not None:
+        yield reject(f"{name}@end", broken)
+    note(name, digest.size, digest.hash)
+
+
+def _sample(position: str, members: dict[str, bytes | BadSample], entry: Entry) -> RawSample | Reject:
+    """One sample of the members of a key, by their extensions."""
+    columns = entry.columns or COLUMNS
+    order = {extension: i for i, extension in enumerate(columns)} if entry.columns else {}
+    parts, language = [], ""
+    try:
+        for extension, data in sorted(members.items(), key=lambda m: order.get(m[0], columns.get(m[0]) != "text")):
+            if isinstance(data, BadSample):
+                raise data
+            if extension == "json":
+                told = row(data)
+                language = language_of(told, entry.language)
+                if extension not in columns or entry.column not in told or (not entry.columns and "txt" in members):
+                    continue  # metadata beside a .txt, which often has the caption once more
+                data = string(told[entry.column], entry.column)
+            if extension in columns:
+                parts.append((columns[extension], data))
+        if not parts:
+            raise BadSample("no-parts", f"none of {', '.join(sorted(members))} is known; `columns` names others")
+    except BadSample as bad:
+        return reject(position, bad, b"".join(data for data in members.values() if isinstance(data, bytes)))
+    return RawSample(position, tuple(parts), language)
+
+
+def _members(file: BinaryIO, wanted: set[str]) -> Iterator[tuple[str, str, bytes | BadSample]]:
+    """(key, extension in lower case, content) of every file in a tar, in order; an exception where it breaks.
+
+    The content of what is not `wanted` stays unread and is given as empty.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
+            folder, slash, base = files.printable(member.name).rpartition("/")
+            stem, dot, extension = base.partition(".")
+            if not dot or not stem or member.isdir():
+                continue  # a folder, a hidden file, or a name without an extension, as the format itself has it
+            extension = extension.lower()
+            data: bytes | BadSample = b""
+            if extension not in wanted:
+                pass
+            elif member.issparse() or not member.isreg():
+                data = BadSample("not-a-file", f"{member.name} is a link, a device or sparse")
+            elif not 0 <= member.size <= MAX_FILE:
+                data = BadSample("file-too-large", f"{member.name}: {member.size} bytes")
+            else:
+                content = tar.extractfile(member)
+                assert content is not None
+                data = content.read()
+            yield f"{folder}{slash}{stem}", extension, data
+        # tarfile takes whatever is no header for the end
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError(f"neither a header nor the end at byte {tar.offset}")

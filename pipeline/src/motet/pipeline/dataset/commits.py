@@ -1,0 +1,154 @@
+"""Exactly once: what is committed stays, what is not is done again, nothing is half there, and nothing is deleted.
+
+    tokenize -> a scratch file -> OUT/shards/<source>-<index>-<hash>.arrow, OUT/rejects/<source>-<index>-<key>.arrow
+             -> OUT/commits/<source>-<index>-<key>.json, put if absent
+    all partitions committed -> OUT/manifest.json -> OUT/commits.json, which says of whose commits it was made
+
+A shard is named by its own hash and a commit by its partition's key, so that nothing ever replaces other content: a
+worker that outlives its killed driver does no harm, nor do two drivers at once on an object store (on a folder the second
+is refused). docs/recovery.md has every crash window. What no manifest names any more is removed by `motet gc` (`gc.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from motet.core.hashing import content_hash
+
+from motet.core.errors import UserError
+from motet.pipeline.dataset import rejects
+from motet.pipeline.dataset.manifest import Manifest, ShardEntry
+from motet.pipeline.dataset.seal import seal, unseal
+from motet.pipeline.dataset.store import Found, Store
+from motet.pipeline.dataset.totals import Totals
+from motet.pipeline.job.task import Task
+from motet.pipeline.job.tokenize import Guard, tokenize
+from motet.tokenizers.contract import Tokenizer
+
+CONFIG = "tokenize.yaml"
+GONE = Found(-1, 0)
+AT_ONCE = 256
+"""Commits that are read ahead."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """The place that a tokenizing job writes to; can be sent to any worker."""
+
+    store: Store
+    keep_rejected: bool = False
+
+    @contextmanager
+    def claimed(self, sources: Iterable[str], config_text: str) -> Iterator[None]:
+        """Make or re-open the place, for this job alone.
+
+        UserError if it holds something else, cannot be written, or another job writes to it.
+        """
+        with ExitStack() as stack:
+            try:
+                self._refuse_foreign(set(sources))
+                stack.enter_context(self.store.claimed())
+                self.store.write(CONFIG, config_text.encode("utf-8", "backslashreplace"))
+            except OSError as error:
+                raise UserError(
+                    f"--out {self.store}: cannot be written: {error.strerror or error}; choose another"
+                ) from None
+            yield
+
+    def missing(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks that have no commit, or whose shard or rejects are not there any more."""
+        present = self.store.list("commits")
+        known = self.entries([task.commit_name for task in tasks if task.commit_name in present])
+        shards, quarantine = self.store.list("shards"), self.store.list(rejects.FOLDER)
+
+        def whole(task: Task) -> bool:
+            entry = known.get(task.commit_name)
+            if entry is None:
+                return False
+            if entry.rejects and task.rejects_name not in quarantine:
+                return False
+            return not entry.file or shards.get(entry.file.removeprefix("shards/"), GONE).size == entry.bytes
+
+        return [task for task in tasks if not whole(task)]
+
+    def do(self, task: Task, tokenizers: Mapping[str, Tokenizer], guard: Guard) -> None:
+        """Tokenize a partition and commit it: what every engine maps over the plan."""
+        with self.store.scratch() as scratch:
+            outcome = tokenize(task.partition, tokenizers, task.header, scratch, guard)
+            entry = outcome.entry
+            if entry.rows:
+                entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
+                self.store.put(scratch, entry.file)
+        quarantine = b""
+        if outcome.rejects:
+            quarantine = rejects.to_bytes(entry.source, outcome.rejects, self.keep_rejected)
+            self.store.write(f"{rejects.FOLDER}/{task.rejects_name}", quarantine)
+        told = {"entry": entry.to_json(), "totals": outcome.totals.to_json(), "quarantine": content_hash(quarantine)}
+        commit = seal(json.dumps(told, ensure_ascii=False))
+        name = f"commits/{task.commit_name}"
+        if not self.store.create(name, commit) and self.missing([task]):
+            self.store.write(name, commit)  # one whose shard is gone or damaged
+
+    def commits(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+        """Every task's commit: its `entry` and its `totals`, one after the other, because all are too much for memory."""
+        return (commit for _, commit in self._read([task.commit_name for task in tasks]))
+
+    def finished(self, tasks: Sequence[Task]) -> Manifest | None:
+        """The manifest, if it was made of exactly these tasks' commits."""
+        manifest = self.manifest()
+        names = [entry.commit for entry in manifest.shards] if manifest else None
+        return manifest if names == [task.commit_name for task in tasks] else None
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, if it is whole and it is known of which commits it was made."""
+        try:
+            manifest = Manifest.load(str(self.store))
+        except UserError:
+            return None  # killed before it was written, or damaged: the commits themselves tell
+        return manifest if all(entry.commit for entry in manifest.shards) else None
+
+    def forget_rejected(self, tasks: Sequence[Task]) -> None:
+        """Take back the commits of partitions that have rejects, so that they are done again."""
+        quarantine = self.store.list(rejects.FOLDER)
+        for task in tasks:
+            if task.rejects_name in quarantine:
+                self.store.delete(f"commits/{task.commit_name}")
+
+    def entries(self, names: Sequence[str]) -> dict[str, ShardEntry]:
+        """What commits say of their shards, from the manifest where it was made of them: one file instead of many."""
+        manifest = self.manifest()
+        known = {entry.commit: entry for entry in manifest.shards} if manifest else {}
+        others = {name: commit["entry"] for name, commit in self._read([n for n in names if n not in known])}
+        return {name: entry for name in names if (entry := known.get(name) or others.get(name))}
+
+    def _refuse_foreign(self, sources: set[str]) -> None:
+        present = self.store.names()
+        if present and CONFIG not in present:
+            raise UserError(f"--out {self.store}: holds something that is no token dataset; choose an empty folder")
+        held = {name.rsplit("-", 2)[0] for name in self.store.list("commits")}
+        if held and not held & sources:
+            raise UserError(
+                f"--out {self.store}: holds tokens of another corpus ({', '.join(sorted(held))}); choose another"
+            )
+
+    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name, commit) of those that can be read; many at a time where a store is far away."""
+        with ThreadPoolExecutor(self.store.parallel) as pool:
+            for begin in range(0, len(names), AT_ONCE):
+                some = names[begin : begin + AT_ONCE]
+                for name, data in zip(some, pool.map(self._commit, some), strict=True):
+                    if data is not None:
+                        yield name, data
+
+    def _commit(self, name: str) -> dict[str, Any] | None:
+        try:
+            commit = unseal(self.store.read(f"commits/{name}"))
+            entry = ShardEntry.from_json({**commit["entry"], "commit": name})
+            return {"entry": entry, "totals": Totals.from_json(commit["totals"])}
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return None

@@ -1,0 +1,172 @@
+"""The part of a manifest that training needs, as one Arrow file that maps: it opens as fast for 10^9 documents as for 10^3.
+
+    Manifest --`to_bytes`--> OUT/index.arrow: a row a shard, lists of its record batches; seal --`Index.open`--> numpy views
+
+A record batch is known by where its message lies in its file, its hash and its documents, so that a reader fetches, checks
+and parses it alone: no footer, no other request. The file is an Arrow stream with 16 bytes behind it, the xxh3-128 of all
+before, which is checked before Arrow reads anything. A dataset without it is read from its manifest.
+
+Letters: F shards, K record batches of all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from motet.core.errors import UserError
+from motet.pipeline.dataset.shard import ShardHeader
+from motet.pipeline.dataset.store import Folder, Store, store_of
+from motet.tokenizers.contract import TokenizerSpec
+
+if TYPE_CHECKING:
+    from motet.pipeline.dataset.manifest import Manifest
+
+FORMAT_VERSION = 1
+NAME = "index.arrow"
+SEAL = 16
+METADATA_KEY = b"motet"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One corpus entry of a dataset: its name, what its shards say of themselves, documents, and tokens by modality."""
+
+    name: str
+    header: ShardHeader
+    documents: int
+    tokens: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """A dataset as training sees it; the arrays are views of the mapped file.
+
+    Attributes:
+        store: where the dataset lies. hash: of this index: equal for equal datasets.
+        tokenizers: each modality's spec. sources: in the corpus's order.
+        file_F: paths below the dataset's place. source_F: int16, index into `sources`.
+        shard_K: int32, the shard of each record batch; those of one shard stand together, in order.
+        rows_K: int32, documents. begin_K, end_K: int64, where the message lies in its file. hash_K: uint64, its xxh3-64.
+    """
+
+    store: Store
+    hash: str
+    tokenizers: dict[str, TokenizerSpec]
+    sources: tuple[Source, ...]
+    file_F: pa.StringArray
+    source_F: np.ndarray
+    shard_K: np.ndarray
+    rows_K: np.ndarray
+    begin_K: np.ndarray
+    end_K: np.ndarray
+    hash_K: np.ndarray
+
+    @classmethod
+    def open(cls, place: str | Path) -> Index:
+        """The index of the dataset at a folder or URI; UserError if there is no dataset, or the file is damaged."""
+        store = store_of(place)
+        try:
+            if isinstance(store, Folder):
+                data = pa.memory_map(str(store.path / NAME)).read_buffer()
+            else:
+                data = pa.py_buffer(store.read(NAME))
+        except FileNotFoundError:
+            from motet.pipeline.dataset.manifest import Manifest
+
+            data = pa.py_buffer(to_bytes(Manifest.load(place)))
+        except OSError as error:
+            raise UserError(f"{place}: {NAME} cannot be read: {error.strerror or error}") from None
+        return cls.of(data, store)
+
+    @classmethod
+    def of(cls, data: pa.Buffer, store: Store) -> Index:
+        """Inverse of `to_bytes`."""
+        where = f"{store}: {NAME}"
+        view = memoryview(data)
+        digest = xxhash.xxh3_128(view[:-SEAL])
+        if len(view) < SEAL or digest.digest() != bytes(view[-SEAL:]):
+            raise UserError(f"{where}: is damaged; delete it, and the same `motet tokenize` writes it again")
+        with pa.ipc.open_stream(data) as reader:
+            told = json.loads(reader.schema.metadata[METADATA_KEY])
+            batch = reader.read_next_batch()
+        if told["format_version"] != FORMAT_VERSION:
+            raise UserError(f"{where}: format {told['format_version']}; this motet reads {FORMAT_VERSION}")
+        specs = {m: TokenizerSpec.from_json(spec) for m, spec in told["tokenizers"].items()}
+        sources = []
+        for source in told["sources"]:
+            table = tuple(source["table"])
+            header = ShardHeader(table, {m: specs[m] for m in table}, "")
+            sources.append(Source(source["name"], header, source["documents"], source["tokens"]))
+        batches_F = np.diff(batch.column("rows").offsets.to_numpy())
+        shard_K = np.repeat(np.arange(len(batches_F), dtype=np.int32), batches_F)
+        columns = {name: batch.column(name).values.to_numpy() for name in ("rows", "begin", "end", "hash")}
+        return cls(
+            store=store,
+            hash=digest.hexdigest(),
+            tokenizers=specs,
+            sources=tuple(sources),
+            file_F=batch.column("file"),
+            source_F=batch.column("source").to_numpy(),
+            shard_K=shard_K,
+            **{f"{name}_K": column for name, column in columns.items()},
+        )
+
+
+def whole(store: Store) -> bool:
+    """Whether the place has an index, and its bytes are what was written."""
+    try:
+        Index.of(pa.py_buffer(store.read(NAME)), store)
+    except (FileNotFoundError, UserError):
+        return False
+    return True
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The index of a manifest: equal manifests give equal bytes."""
+    entries = [entry for entry in manifest.shards if entry.file]  # none where all was rejected
+    number = {name: i for i, name in enumerate(manifest.sources)}
+    documents: Counter[str] = Counter()
+    tokens: dict[str, Counter[str]] = {name: Counter() for name in manifest.sources}
+    for entry in entries:
+        documents[entry.source] += entry.rows
+        tokens[entry.source].update(entry.tokens)
+
+    def lists(type_: Any, values: list[Any]) -> pa.Array:
+        return pa.array(values, pa.list_(pa.field("item", type_, nullable=False)))
+
+    columns = {
+        "file": pa.array([entry.file for entry in entries], pa.string()),
+        "source": pa.array([number[entry.source] for entry in entries], pa.int16()),
+        "rows": lists(pa.int32(), [entry.batch_rows for entry in entries]),
+        "begin": lists(pa.int64(), [entry.batch_offsets[:-1] for entry in entries]),
+        "end": lists(pa.int64(), [entry.batch_offsets[1:] for entry in entries]),
+        "hash": lists(pa.uint64(), [[int(h, 16) for h in entry.batch_hashes] for entry in entries]),
+    }
+    told = {
+        "format_version": FORMAT_VERSION,
+        "tokenizers": {m: spec.to_json() for m, spec in sorted(manifest.tokenizers.items())},
+        "sources": [
+            {
+                "name": name,
+                "table": manifest.tables[name],
+                "documents": documents[name],
+                "tokens": dict(sorted(tokens[name].items())),
+            }
+            for name in manifest.sources
+        ],
+    }
+    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
+    schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(told, sort_keys=True).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(list(columns.values()), schema=schema))
+    body = sink.getvalue().to_pybytes()
+    return body + xxhash.xxh3_128_digest(body)

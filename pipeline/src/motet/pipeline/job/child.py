@@ -1,0 +1,119 @@
+"""The process that tokenizes: it notes what it is about to do, so that its owner knows what it died of.
+
+    Order --> `Output.do` --> Done | Failed
+                  |--> shared memory: at sample 17 ... at 128 samples ...
+
+Notes are three numbers in memory that both see: a message for each would cost more than reading a small picture.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping, MutableSequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from motet.pipeline.dataset.commits import Output
+from motet.pipeline.job.task import Task
+from motet.pipeline.job.tokenize import BrokenTokenizer, Guard
+from motet.tokenizers.contract import BadSample, TokenizerSpec
+from motet.tokenizers.registry import absolute, build
+
+
+@dataclass(frozen=True)
+class Order:
+    """A partition to do; `careful` and `skip` as in Guard."""
+
+    task: Task
+    careful: bool
+    skip: Mapping[int, BadSample]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The partition is committed."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The partition cannot be done, and would not be the next time."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Death:
+    """The process is gone or hangs: at which sample, if that is known, and how."""
+
+    sample: int | None
+    reason: str
+    detail: str
+
+
+class Noted(Guard):
+    """Notes it where the owner sees it: `[how many notes so far, the sample or -1, samples]`."""
+
+    def __init__(self, order: Order, notes: MutableSequence[int]):
+        self.careful, self.skip, self._notes = order.careful, order.skip, notes
+
+    def at(self, sample: int | None, samples: int) -> None:
+        """See Guard."""
+        self._notes[:] = [self._notes[0] + 1, -1 if sample is None else sample, samples]
+
+
+def describe(
+    settings: dict[str, dict[str, Any]], base: Path, environment: dict[str, str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, TokenizerSpec]]:
+    """(complete settings with absolute paths, specs) of each modality's tokenizer; UserError if one cannot be built."""
+    os.environ.update(environment)
+    complete = {m: absolute(s, base, m) for m, s in settings.items()}
+    return complete, {m: build(s, base, m).spec for m, s in sorted(complete.items())}
+
+
+def serve(
+    settings: dict[str, dict[str, Any]],
+    output: Output,
+    pipe: Connection,
+    notes: MutableSequence[int],
+    environment: dict[str, str],
+) -> None:
+    """Do what comes through the pipe until it closes or the owner is gone, in the owner's environment of now."""
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's, who ends this process
+    threading.Thread(target=_leave_with_owner, daemon=True).start()
+    tokenizers = None
+    while True:
+        try:
+            order: Order = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if tokenizers is None:
+                tokenizers = {m: build(s, Path("/"), m) for m, s in settings.items()}
+                gc.freeze()  # or every collection goes through all that torch and the vocabulary are made of
+            for modality, spec in order.task.header.tokenizers.items():
+                if tokenizers[modality].spec != spec:
+                    raise BrokenTokenizer(
+                        f"{modality}: a worker's {spec.name} is not the one that the job was planned with"
+                    )
+            output.do(order.task, tokenizers, Noted(order, notes))
+        except Exception as error:
+            known = type(error).__module__.startswith("motet.")
+            pipe.send(Failed(str(error) if known else f"{type(error).__name__}: {error}"))
+        else:
+            pipe.send(Done())
+
+
+def _leave_with_owner() -> None:
+    """A killed owner cannot end its process."""
+    owner = multiprocessing.parent_process()
+    assert owner is not None
+    owner.join()
+    os._exit(1)

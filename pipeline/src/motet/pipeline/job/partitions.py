@@ -1,0 +1,80 @@
+"""The plan of a tokenizing job: the corpus cut by what it is, never by workers or engines.
+
+    corpus entries --`partitions`--> Partition (files and ranges, in a fixed order, with versions) --`Partition.key`--> commit
+
+A partition is the unit of work, of retry and of a shard; how a source is cut is its format's affair (`sources`). The
+version of a file (size and time of modification, or ETag) goes into the partition's key, so that a changed file is
+tokenized again, and only it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from motet.core.hashing import content_hash
+from motet.pipeline.corpus.entry import Entry
+
+from motet.core.errors import UserError
+from motet.pipeline.corpus import files, sources
+from motet.pipeline.corpus.patterns import expand
+from motet.pipeline.corpus.sources.sample import Piece
+from motet.pipeline.job.config import TokenizeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition(Piece):
+    """A piece of one source. Holds no credentials; can be sent to any worker.
+
+    Attributes:
+        entry: the source; its paths are absolute here.
+        index: place among the source's partitions.
+    """
+
+    entry: Entry
+    index: int
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.entry.name}, partition {self.index} ({self.versions[0][0]})"
+
+    def key(self, settings_hash: str) -> str:
+        """Equal exactly if tokenizing again would give the same bytes (16 hex digits)."""
+        entry = self.entry.model_dump(mode="json", exclude={"path", "root"})
+        order = list(self.entry.columns or ())
+        return content_hash(settings_hash, entry, order, self.index, self.span and self.span[1:], self.versions)[:16]
+
+
+def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
+    """The whole plan; UserError for anything in the configuration that does not exist."""
+    plan: list[Partition] = []
+    names: set[str] = set()
+    for i, entry in enumerate(config.corpus):
+        where = f"corpus.{i} ({entry.name})"
+        if entry.name in names:
+            raise UserError(f"{where}: name: another entry is called so too; choose a name of its own")
+        names.add(entry.name)
+        try:
+            entry = sources.absolute(entry, base)
+            path = entry.path
+            if not files.is_remote(path) and os.path.exists(path) and not os.access(path, os.R_OK):
+                raise UserError(f"{where}: path: {path} cannot be read; check its permissions")
+            if not files.is_remote(path) and not os.path.exists(path) and expand(path) == [path]:
+                raise FileNotFoundError(path)
+            for modality in sources.needed(entry, where):
+                if modality not in config.tokenizers:
+                    raise UserError(f"{where}: there is no tokenizer for '{modality}'; add one under tokenizers")
+            pieces = sources.cut(entry, config, where)
+        except FileNotFoundError as error:
+            missing = error.filename or error
+            raise UserError(
+                f"{where}: path: {missing} does not exist; paths are relative to the configuration file"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{where}: path: {entry.path!r} cannot be a path: {error}") from None
+        if not pieces:
+            raise UserError(f"{where}: path: {path} holds nothing to tokenize; correct it or remove the entry")
+        plan += [Partition(entry=entry, index=i, **vars(piece)) for i, piece in enumerate(pieces)]
+    return plan

@@ -1,0 +1,19 @@
+"""Who starts the processes that run `train`: one file per launcher, each thin; `launch` picks by `config.launcher`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from motet.trainer.config import TrainConfig
+
+
+def launch(config: TrainConfig, out: str | Path) -> dict[str, Any]:
+    """Train `config` in the run folder `out`, with progress for a person; the summary and errors of `train`."""
+    if config.launcher == "ray":
+        from motet.trainer.run.launch import ray_train
+
+        return ray_train.launch(config, out)
+    from motet.trainer.run.launch import local
+
+    return local.launch(config, out)

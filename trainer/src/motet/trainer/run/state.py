@@ -1,0 +1,206 @@
+"""A run in memory: the stream, the model, the optimizer, and how far they are.
+
+    configuration + token datasets --`Run.open`--> a run at step 0, or at its last checkpoint --`save`--> checkpoint
+
+What a step does to it stands in `train`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from motet.trainer.objective.tally import heldout_tally, means
+from torch.optim import AdamW
+
+from motet.core.errors import UserError
+from motet.pipeline.dataset.shard import DamagedShard
+from motet.trainer.config import TrainConfig
+from motet.trainer.data import damage as lost
+from motet.trainer.data.batch import DIFFUSION
+from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.loader import Stream, heldout
+from motet.trainer.data.order import Cursor, Loss, Plan
+from motet.trainer.data.records import LostBatches, Records
+from motet.trainer.model.flops import pair_cost
+from motet.trainer.model.llama import Dense, first_loss
+from motet.trainer.model.mot import MoT
+from motet.trainer.run import checkpoint, optimizer
+from motet.trainer.vocabulary import TEXT, Towers, Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything that training works on.
+
+    Attributes:
+        step: steps done. tokens: trained on so far, over all ranks.
+        threads: CPU threads that its arithmetic uses.
+        losses: the names of its losses: the modalities given as ids, and `diffusion`.
+        unseen: the held-out documents. unseen_lost: those that have been found damaged.
+    """
+
+    config: TrainConfig
+    out: Path
+    vocabulary: Vocabulary
+    towers: Towers
+    stream: Stream
+    unseen: Corpus
+    model: MoT
+    optimizer: AdamW
+    device: torch.device
+    threads: int
+    losses: tuple[str, ...]
+    step: int = 0
+    tokens: int = 0
+    unseen_lost: list[Loss] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, config: TrainConfig, out: Path) -> Run:
+        """The run of `config`, at the last checkpoint in the folder `out` if there is one.
+
+        UserError if configuration and data do not fit each other, or the data is not what the run began with;
+        DamagedShard and DamagedCheckpoint name bytes that have changed.
+        """
+        data = config.data
+        corpus = Corpus(Records.of(data, data.all_paths), "train", data.holdout)
+        begun_with = Records.of(data, data.paths) if data.edits else corpus.records
+        vocabulary = Vocabulary.of(corpus.tokenizers)
+        _check_objective(config, vocabulary)
+        towers = Towers.of(vocabulary, config.model.towers)
+        plan = Plan(corpus, data, config.rows, config.seed)
+        plan.lose(lost.read(out))
+        noise = Noise(config.seed, config.objective.noise_steps)
+        stream = Stream(plan, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        saved = checkpoint.latest(out)
+        model = checkpoint.new_model(config, vocabulary, towers).to(device)
+        if config.start and not saved:
+            new = Dense.open(config.start).copy_into(model, vocabulary)
+            log.info("%s: copied into every tower; %d rows of embedding and head are new", config.start, new)
+        model.recompute = config.recompute
+        if config.precision == "float8":
+            _check_float8(model, device)
+            model.use_float8()
+        run = cls(
+            config=config,
+            out=out,
+            vocabulary=vocabulary,
+            towers=towers,
+            stream=stream,
+            unseen=Corpus(begun_with, "heldout", data.holdout),
+            model=model,
+            optimizer=optimizer.adamw(model, config.optimizer),
+            device=device,
+            threads=config.threads or torch.get_num_threads(),
+            losses=tuple(DIFFUSION if m == vocabulary.latent_modality else m for m in vocabulary.modalities),
+        )
+        if saved:
+            run._restore(saved)
+        return run
+
+    def first_loss(self) -> float:
+        """Text loss of the first rows before the first step, when it is that of the dense model that the towers copy.
+
+        RuntimeError if it is not: see `upcycle.first_loss`. LostBatches if the rows cannot be read.
+        """
+        assert self.config.start
+        plan = self.stream.plan
+        rows = plan.rows_of(0).taken(range(self.config.micro_rows)).read(plan.corpus)
+        single = Towers.of(self.vocabulary, dict.fromkeys(self.vocabulary.modalities, TEXT))
+        batch, alone = (
+            Renderer(self.vocabulary, towers, self.config.data.sequence, Noise(0, 1)).batch(rows)
+            for towers in (self.towers, single)
+        )
+        return first_loss(Dense.open(self.config.start), self.model, self.vocabulary, batch, alone)
+
+    def save(self, cursor: Cursor) -> None:
+        """Write a checkpoint of this moment; `cursor` is of the window that the last step begins in, or an earlier one."""
+        state = checkpoint.State(
+            step=self.step,
+            tokens=self.tokens,
+            fingerprint=self.stream.plan.fingerprint(self.step),
+            cursor=cursor,
+            threads=self.threads,
+            vocabulary=self.vocabulary.to_json(),
+            config=self.config.model_dump(mode="json"),
+        )
+        moments = optimizer.state(self.model, self.optimizer)
+        checkpoint.save(self.out, state, self.model.state_dict(), moments, self.config.keep)
+
+    def heldout(self) -> dict[str, float | None]:
+        """Losses on the first held-out rows, always the same ones."""
+        data, rows, noise_steps = self.config.data, self.config.micro_rows, self.config.objective.noise_steps
+        limit, objective = self.config.evaluate_rows, self.config.objective
+        while True:
+            stream = heldout(self.unseen, self.vocabulary, self.towers, data, noise_steps, self.unseen_lost)
+            try:
+                return means(self.losses, heldout_tally(self.model, stream.once(rows, limit), objective, self.losses))
+            except LostBatches as error:
+                log.warning("%s; held-out losses are of the documents that are left", error)
+                self.unseen_lost += [Loss(0, each) for each in error.lost]
+
+    def lose(self, found: Sequence[Loss]) -> None:
+        """Go on without these record batches; every rank has to. DamagedShard if that is more than `data.max_lost`."""
+        plan, limit = self.stream.plan, self.config.data.max_lost
+        plan.lose(found)
+        if (share := plan.lost_documents()) > limit:
+            raise DamagedShard(
+                f"{found[0].lost.why}; without it {100 * share:.2f} % of the documents are lost, more than data.max_lost: "
+                f"{100 * limit:.2f} %; the run goes on from its last checkpoint when the data is whole again"
+            )
+
+    def _restore(self, saved: Path) -> None:
+        state = checkpoint.read_state(saved)
+        if state.vocabulary != self.vocabulary.to_json():
+            raise UserError(
+                f"data: the datasets bring modalities or tokenizers that the run in {self.out} did not begin with; a model's "
+                "vocabulary is fixed: take them out to go on, or choose another --out"
+            )
+        plan = self.stream.plan
+        if state.fingerprint != plan.fingerprint(state.step):
+            raise UserError(
+                f"data.paths: {', '.join(self.config.data.paths)}: the data is not what the run in {self.out} began "
+                f"with, or an edit before step {state.step} has changed; bring that back to go on, or choose another --out"
+            )
+        checkpoint.fill(self.model, saved, state)
+        moments = checkpoint.load(saved, state, checkpoint.OPTIMIZER)
+        optimizer.restore(self.model, self.optimizer, moments)
+        plan.remember(state.cursor)
+        self.step, self.tokens = state.step, state.tokens
+        self.threads = self.config.threads or state.threads
+
+
+def _check_float8(model: MoT, device: torch.device) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError(
+            "precision: float8: this machine has no GPU that multiplies in eight bits (Ada, Hopper and later do); "
+            "use bfloat16 or float32"
+        )
+    widths = {name: weight.shape for name, weight in model.named_parameters() if weight.dim() == 3}
+    for name, (_, out, into) in widths.items():
+        if out % 16 or into % 16:
+            raise UserError(f"precision: float8: {name} is {out} x {into}; both must be multiples of 16")
+
+
+def _check_objective(config: TrainConfig, vocabulary: Vocabulary) -> None:
+    objective, latents = config.objective, vocabulary.latent_modality
+    if objective.kind == "chameleon" and latents:
+        raise UserError(
+            f"objective.kind: chameleon learns discrete tokens, but {latents} is given as latents; use transfusion, or "
+            f"tokenize {latents} with a discrete tokenizer"
+        )
+    if objective.kind == "transfusion" and not latents:
+        raise UserError(
+            "objective.kind: transfusion needs a modality given as latents, and the data has none; use chameleon"
+        )
+    for name in objective.weights:
+        if name not in vocabulary.modalities:
+            known = ", ".join(vocabulary.modalities)
+            raise UserError(f"objective.weights: {name}: the data has no such modality; it has {known}")

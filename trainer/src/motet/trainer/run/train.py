@@ -1,0 +1,280 @@
+"""The training loop: `train` is the whole of it, from token datasets to checkpoints.
+
+    Corpus -> Plan -> Stream --micro-batches--> MoT -> losses --backward--> gradient --clip--> AdamW -> weights
+                                                                       step --row--> metrics; now and then: checkpoint
+
+The step's number is the only cursor: a run that was killed goes on from its last checkpoint with the batches, noise and
+learning rate of that step, and gives on a CPU in float32 the same losses to the byte as one that never was. Several
+processes (`torch.distributed`, set up by a launcher) share each global batch: their losses are divided by the global
+counts already, so gradients are added up, not averaged. Nothing here knows who started them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from motet.trainer.objective.tally import means
+from torch import Tensor, nn
+
+from motet.core.errors import UserError
+from motet.trainer.config import TrainConfig
+from motet.trainer.data import damage as lost
+from motet.trainer.data.batch import GroupedBatch
+from motet.trainer.data.order import Cursor, Loss
+from motet.trainer.data.records import LostBatches
+from motet.trainer.model.flops import batch_flops, peak
+from motet.trainer.objective.losses import losses
+from motet.trainer.run.folder import claimed, keep
+from motet.trainer.run.metrics import MetricsLog, Row, hash_of_rows, wrapped
+from motet.trainer.run.optimizer import gradient_norm, learning_rate, set_learning_rate
+from motet.trainer.run.parallel import add_up, any_of, gathered, in_parallel, reducing, together, together_refused
+from motet.trainer.run.state import Run
+
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.bfloat16}
+"""What autocast computes in."""
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    rank: int = 0,
+    world: int = 1,
+    on_step: Callable[[Row], None] | None = None,
+    say: Callable[[str], None] = log.info,
+) -> dict[str, Any]:
+    """Train in the run folder `out`, from its last checkpoint if it has one, to the last step or the first signal.
+
+    Args:
+        config: the run; relative data paths count from the working directory.
+        out: the run folder; see `folder`.
+        rank: this process among those that share each global batch.
+        world: how many they are; `torch.distributed` has been set up if more than one.
+        on_step: called on rank 0 with each step's row of metrics, once it is written.
+        say: called with what a person should know.
+
+    Returns a summary: `out`, `step` done of `steps`, `finished`, `resumed_from` (a step), `tokens`. UserError if
+    configuration, data and folder do not fit; DamagedShard and DamagedCheckpoint name bytes that have changed.
+    """
+    out = Path(out)
+    with ExitStack() as stack:
+        with together(world):
+            if rank == 0:
+                stack.enter_context(claimed(out, config))
+            run = Run.open(config, out)
+            if rank == 0:
+                keep(out, config)
+                if config.start and not run.step:
+                    say(
+                        f"{config.start}: every tower is a copy; text loss before training {run.first_loss():.4f}, as dense"
+                    )
+        start = run.step
+        if start == config.steps:
+            say(f"{out}: this run is finished, all {config.steps} steps: nothing to do")
+        else:
+            if start:
+                say(f"{out}: going on after step {start} of {config.steps}")
+            stack.enter_context(_cpu_threads(run.threads))
+            signals = stack.enter_context(_signals(say))
+            metrics = stack.enter_context(MetricsLog(out, start)) if rank == 0 else None
+            _loop(run, rank, world, metrics, signals, on_step, say)
+            if run.step < config.steps:
+                say(f"stopped and saved after step {run.step} of {config.steps}; the same command goes on from there")
+    return {
+        "out": str(out),
+        "step": run.step,
+        "steps": config.steps,
+        "finished": run.step == config.steps,
+        "resumed_from": start,
+        "tokens": run.tokens,
+    }
+
+
+def _loop(
+    run: Run,
+    rank: int,
+    world: int,
+    metrics: MetricsLog | None,
+    signals: list[int],
+    on_step: Callable[[Row], None] | None,
+    say: Callable[[str], None],
+) -> None:
+    config, device = run.config, run.device
+    model = in_parallel(run.model, world)
+    best = peak(str(device), PRECISION[config.precision], run.threads) if metrics else None
+    began = time.perf_counter()
+    for work in _ahead(run, rank, world, say):
+        rate = learning_rate(run.step, config.steps, config.optimizer)
+        tally, norm = _learn(run, model, work, rate)
+
+        # The only moment at which the host waits for the device.
+        norm, loss, *tally_2K = torch.cat((norm.double().view(1), add_up(tally, world))).tolist()
+        host = torch.tensor([work.hash, work.tokens, work.flops, len(signals)])
+        batch, tokens, flops, stop = add_up(host, world).tolist()
+        _check_finite(run, loss, norm)
+        run.step, run.tokens = run.step + 1, run.tokens + tokens
+        seconds = time.perf_counter() - began
+        last = stop or run.step == config.steps
+        with together(world):
+            if metrics:
+                row: Row = {
+                    "step": run.step - 1,
+                    "loss": loss,
+                    "losses": means(run.losses, tally_2K),
+                    "lr": rate,
+                    "grad_norm": norm,
+                    "tokens": run.tokens,
+                    "batch": f"{batch % (1 << 64):016x}",
+                    "seconds": round(seconds, 6),
+                    "tokens_per_second": round(tokens / seconds, 1),
+                    "mfu": flops / (best.flops * world * seconds) if best else None,
+                    "cursor": work.cursor,
+                }
+                if config.evaluate_every and run.step % config.evaluate_every == 0:
+                    row["heldout"] = run.heldout()
+                metrics.write(row)
+                if last or run.step % config.checkpoint_every == 0:
+                    metrics.sync()
+                    run.save(work.cursor)
+                if on_step:
+                    on_step(row)
+        if last:
+            return
+        began = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one rank does at one step: its micro-batches, their tokens (without padding), FLOPs, and hash of rows.
+
+    `counts` are those of the whole global batch, `cursor` leads to the window that it begins in.
+    """
+
+    batches: list[GroupedBatch]
+    counts: dict[str, int]
+    tokens: int
+    flops: int
+    hash: int
+    cursor: Cursor
+
+
+def _read(run: Run, step: int, rank: int, world: int) -> _Work:
+    micro_rows = run.config.micro_rows
+    cursor = run.stream.plan.cursor(step)
+    try:
+        batches = run.stream.micro_batches(step, rank, world, micro_rows)
+    except LostBatches as error:
+        error.row = max(error.row, cursor.row)
+        raise
+    rows = run.stream.share(step, rank, world)
+    hashes = [hash_of_rows(batch, rows[i * micro_rows : (i + 1) * micro_rows]) for i, batch in enumerate(batches)]
+    tokens = sum(int((batch.document_T > 0).sum()) for batch in batches)
+    flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch, run.towers.names) for batch in batches)
+    return _Work(batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)), cursor)
+
+
+def _learn(run: Run, model: nn.Module, work: _Work, rate: float) -> tuple[Tensor, Tensor]:
+    """One optimizer step; (float64 [total, sums, counts] of this rank's losses, norm of the gradient), on the device."""
+    names, dtype = run.losses, PRECISION[run.config.precision]
+    tally = torch.zeros(1 + 2 * len(run.losses), dtype=torch.float64, device=run.device)
+    for i, batch in enumerate(work.batches):
+        with reducing(model, i == len(work.batches) - 1):
+            with torch.autocast(run.device.type, dtype, enabled=dtype is not torch.float32):
+                found = losses(model, batch.to(run.device), run.config.objective, work.counts)
+            found.total.backward()
+        terms = [found.total.detach(), *(each[name] for each in (found.sums, found.counts) for name in names)]
+        tally += torch.stack([term.double() for term in terms])
+    norm = gradient_norm(run.model, run.config.optimizer.clip)
+    set_learning_rate(run.optimizer, rate)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    return tally, norm
+
+
+def _ahead(run: Run, rank: int, world: int, say: Callable[[str], None]) -> Iterator[_Work]:
+    """The work of each step to come, read in a second thread while the one before it is done.
+
+    What is damaged on one rank is left out on all; what else goes wrong on one stops all.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(_read, run, run.step, rank, world)
+        for step in range(run.step, run.config.steps):
+            while (work := _agreed(run, coming, rank, world, say)) is None:
+                coming = reader.submit(_read, run, step, rank, world)
+            if step + 1 < run.config.steps:
+                coming = reader.submit(_read, run, step + 1, rank, world)
+            yield work
+
+
+def _agreed(run: Run, coming: Future[_Work], rank: int, world: int, say: Callable[[str], None]) -> _Work | None:
+    """The work, if no rank misses anything; None once all go on without what some of them miss."""
+    failure = coming.exception()
+    if not any_of(failure is not None, world):
+        return coming.result()
+    mine = [Loss(failure.row, each) for each in failure.lost] if isinstance(failure, LostBatches) else None
+    if any_of(failure is not None and mine is None, world):
+        assert failure is None or isinstance(failure, Exception)
+        raise together_refused(None if mine else failure, world)
+    found = sorted({loss for told in gathered(mine or [], world) for loss in told})
+    if rank == 0:
+        lost.note(run.out, found)
+    for loss in found:
+        say(f"{loss.lost.why}; going on without its documents ({run.out / lost.LOST} has the list)")
+    run.lose(found)
+    return None
+
+
+def _check_finite(run: Run, loss: float, norm: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(
+            f"optimizer.lr: loss {loss} and gradient norm {norm} at step {run.step} are not finite: training diverged; "
+            f"lower the rate or raise the warmup, and choose another --out"
+        )
+
+
+@contextmanager
+def _cpu_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _signals(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Gathers SIGINT and SIGTERM while open, so that a step is finished and saved; a second one acts at once.
+
+    Outside the main thread Python can catch none, and the list stays empty.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def catch(number: int, frame: Any) -> None:
+        caught.append(number)
+        signal.signal(number, handlers[number])
+        say("finishing this step, then saving; once more stops at once")
+
+    for number in handlers:
+        signal.signal(number, catch)
+    try:
+        yield caught
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
