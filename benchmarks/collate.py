@@ -2,9 +2,9 @@
 """What the collate costs on one core, for 65,536 tokens: a batch grouped by tower, counts of labels, hash of the rows.
 
     documents made up, in memory --best fit--> packed rows
-        batch:  `Renderer.batch`, as one batch of all rows, and row by row; drawing the noise alone, which is part of it
+        batch:  `Collate.batch`, as one batch of all rows, and row by row; drawing the noise alone, which is part of it
         numpy:  the same batch by whole-array operations (tests/trainer/reference_batch.py)
-        counts: `Renderer.counts`
+        counts: `Collate.counts`
         hash:   `hash_of_rows`
 
 Texts are of 200 tokens on average, pictures of 256 codes or latents of 16 values, with captions of 25 tokens, speech of
@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from motet.trainer.data.packing import best_fit
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.packed import Piece, Rows
+from motet.trainer.data.packing import best_fit
 from motet.trainer.run.metrics import hash_of_rows
 from motet.trainer.vocabulary import Towers, Vocabulary
 
@@ -92,7 +92,7 @@ def measured(vocabulary: Vocabulary, reference: Any, repeats: int) -> str:
     """Milliseconds of everything that the host does for 64k tokens."""
     towers, noise = Towers.of(vocabulary, {}), Noise(0, 1000)
     rows = rows_of(vocabulary, reference.documents_of)
-    renderer = Renderer(vocabulary, towers, SEQUENCE, noise)
+    renderer = Collate(vocabulary, towers, SEQUENCE, noise)
     batch, singly = renderer.batch(rows), [rows.taken([r]) for r in range(len(rows))]
     numbers, pictures = list(range(batch.rows)), int(batch.block_T.max())
     noise_ND = np.empty((256, 16), np.float32)

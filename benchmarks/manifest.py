@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from motet.pipeline.dataset import index
 from motet.pipeline.dataset.commits import Output
 from motet.pipeline.dataset.counts import Counts
 from motet.pipeline.dataset.manifest import NAME, Manifest, ShardEntry
@@ -109,6 +110,7 @@ def main() -> None:
         manifest = Manifest(store, ("text",), {"text": spec}, "0" * 32, ("web",), made, sums.codebooks, sums.lengths)
         manifest = replace(manifest, span_lengths=sums.span_lengths)
         with timed("manifest written"):
+            index.write(manifest)
             manifest.save()
         print(f"{(Path(folder) / NAME).stat().st_size / 1e6:.0f} MB, {len(made):,} shards")
         with timed("manifest loaded"):

@@ -3,7 +3,7 @@
 
     real text, tokenized once, its shard copied --copies--> a dataset
     in turns, checked (training: each record batch's message before it is parsed; gather: the whole file) and unchecked:
-        training: `Corpus.open`, then every document once through `Stream`, as grouped batches: what a training run reads
+        training: `Corpus.open`, then every document once through `Loader`, as grouped batches: what a training run reads
         gather:   nothing but all tokens of every record batch as int64: the least that a reader can do, at memory speed
     --> medians, and their ratios
 
@@ -41,8 +41,8 @@ from motet.trainer.config import DataConfig
 from motet.trainer.data import records
 from motet.trainer.data.collate import Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import Stream
-from motet.trainer.data.order import Plan
+from motet.trainer.data.loader import Loader
+from motet.trainer.data.order import Order
 from motet.trainer.data.records import Records
 from motet.trainer.vocabulary import Towers, Vocabulary
 
@@ -84,8 +84,8 @@ def training(manifest: Manifest) -> None:
     corpus = Corpus(Records([Index.of(pa.py_buffer(to_bytes(manifest)), manifest.store)], "the dataset"))
     vocabulary = Vocabulary.of(corpus.tokenizers)
     data = DataConfig(paths=("the dataset",), sequence=SEQUENCE, holdout=0.0)
-    stream = Stream(Plan(corpus, data, ROWS, 0), vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
-    for _ in stream.once(ROWS):
+    loader = Loader(Order(corpus, data, ROWS, 0), vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
+    for _ in loader.once(ROWS):
         pass
 
 

@@ -121,21 +121,21 @@ def anonymous() -> int:
     return sum(int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Anonymous:"))
 
 
-def stream(place: str, rows: int, cache: str = "~/.cache/motet", **data: Any) -> Any:
+def loader(place: str, rows: int, cache: str = "~/.cache/motet", **data: Any) -> Any:
     """As a training run opens it."""
     from motet.trainer.config import DataConfig
     from motet.trainer.data.collate import Noise
     from motet.trainer.data.corpus import Corpus
-    from motet.trainer.data.loader import Stream
-    from motet.trainer.data.order import Plan
+    from motet.trainer.data.loader import Loader
+    from motet.trainer.data.order import Order
     from motet.trainer.data.records import Records
     from motet.trainer.vocabulary import Towers, Vocabulary
 
     settings = DataConfig(paths=[place], sequence=2048, cache=cache, **data)
     corpus = Corpus(Records.of(settings, [place]), "train", 0.01)
     vocabulary = Vocabulary.of(corpus.tokenizers)
-    plan = Plan(corpus, settings, rows, 0)
-    return Stream(plan, vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000), 0.0003)
+    order = Order(corpus, settings, rows, 0)
+    return Loader(order, vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000), 0.0003)
 
 
 def restart(place: str, cache: str, blocks: int) -> None:
@@ -147,10 +147,10 @@ def restart(place: str, cache: str, blocks: int) -> None:
 
     shuffle.draw(0, 1, 1, 0, np.uint64(0))  # numba imports the rest of itself at the first call
     before, began = anonymous(), time.perf_counter()
-    found = stream(place, 16, cache, shuffle=blocks or None)
-    documents = found.plan.corpus.records.begin[-1]
+    found = loader(place, 16, cache, shuffle=blocks or None)
+    documents = found.order.corpus.records.begin[-1]
     step = documents // 16
-    found.plan.remember(Cursor(step * 16, (documents // 2,), (documents * 100,)))
+    found.order.remember(Cursor(step * 16, (documents // 2,), (documents * 100,)))
     found.micro_batches(step, 0, 1, 16)
     print(json.dumps({"seconds": time.perf_counter() - began, "bytes": anonymous() - before}))
 
@@ -225,11 +225,11 @@ def serve(port: int) -> None:
 def packed(folder: Path, said: argparse.Namespace) -> None:
     """Global batches of 64 rows, in turns."""
     mean, steps = text(folder, SHARD, 40), 400
-    found = stream(str(folder), 64)
-    plan, corpus = found.plan, found.plan.corpus
+    found = loader(str(folder), 64)
+    order, corpus = found.order, found.order.corpus
     ways: dict[str, Callable[[int], object]] = {
-        "planned": plan.rows_of,
-        "planned, ids read": lambda step: plan.rows_of(step).read(corpus),
+        "planned": order.rows_of,
+        "planned, ids read": lambda step: order.rows_of(step).read(corpus),
         "as grouped batches": lambda step: found.micro_batches(step, 0, 1, 64),
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
@@ -242,7 +242,7 @@ def packed(folder: Path, said: argparse.Namespace) -> None:
                 way(step)
             if repeat:
                 speeds[name].append(steps * 64 * 2048 / (time.perf_counter() - began) / 1e6)
-    padding = statistics.fmean(plan.padding(step) for step in range(steps))
+    padding = statistics.fmean(order.padding(step) for step in range(steps))
     told = ", ".join(f"{name} {statistics.median(found):.0f}" for name, found in speeds.items())
     print(f"documents of {mean:.0f} tokens, Mtok/s in one thread: {told}; padding {padding:.2%}", flush=True)
 
@@ -254,11 +254,11 @@ def shares(folder: Path, said: argparse.Namespace) -> None:
 
     mixed(folder)
     wanted = {"text": 0.45, "image": 0.35, "speech": 0.2}
-    found = stream(str(folder), 64, modality_weights=wanted)
-    plan, modalities = found.plan, found.plan.corpus.modalities
+    found = loader(str(folder), 64, modality_weights=wanted)
+    order, modalities = found.order, found.order.corpus.modalities
     worst, began = 0.0, time.perf_counter()
     for step in range(1000, 10_001, 1000):
-        had = plan.cursor(step).modalities
+        had = order.cursor(step).modalities
         worst = max(worst, *(abs(n / sum(had) - wanted[m]) for n, m in zip(had, modalities, strict=True)))
     print(
         f"shares of {wanted} at every 1,000th of 10,000 global batches: off by {worst:.4%} at most "
@@ -266,7 +266,7 @@ def shares(folder: Path, said: argparse.Namespace) -> None:
     )
     over = []
     for step in range(200):
-        cost_R = costs(plan.rows_of(step), found.pair)
+        cost_R = costs(order.rows_of(step), found.pair)
         cost_W = np.array([cost_R[mine].sum() for mine in of_ranks(cost_R, 8)])
         over.append(cost_W.max() / cost_W.mean())
     print(
@@ -279,7 +279,7 @@ def soak(folder: Path, said: argparse.Namespace) -> None:
     """A rank that is given all rows, 16 at a time."""
     if not (folder / NAME).exists():
         mixed(folder)
-    found = stream(str(folder), 64, modality_weights={"text": 0.45, "image": 0.35, "speech": 0.2})
+    found = loader(str(folder), 64, modality_weights={"text": 0.45, "image": 0.35, "speech": 0.2})
     steps, base = int(said.tokens / (64 * 2048)), anonymous()
     memory, began = [], time.perf_counter()
     for step in range(steps):

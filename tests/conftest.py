@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from motet.pipeline.corpus import files
+from motet.pipeline import remote
 
 settings.register_profile("long", max_examples=10_000, deadline=None)  # test_orders.py, in docs/stream.md
 
@@ -71,7 +71,7 @@ def server() -> None:
     """Workers' processes are forked from a server; it imports once, before any test starts one, what all of them need."""
     from motet.pipeline.job.work import prepare
 
-    prepare([f"motet.tokenizers.{name}" for name in ("bpe", "vqgan", "melrvq")])
+    prepare([f"motet.tokenizers.{name}" for name in ("text.bpe", "image.vqgan", "speech.melrvq")])
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +174,7 @@ def faults(s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(files, "WAIT", 0.01)
+    monkeypatch.setattr(remote, "WAIT", 0.01)
     import s3fs
 
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)

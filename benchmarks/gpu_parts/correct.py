@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from motet.trainer.kernels.groups import Groups
 from torch import Tensor
 
 from motet.trainer.kernels import dispatch
+from motet.trainer.kernels.groups import Groups
 from motet.trainer.model.rotary import rotation
 
 from .common import show, verdict

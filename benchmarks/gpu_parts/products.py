@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from motet.trainer.kernels.groups import Groups
 from torch import Tensor
 
 from motet.trainer.kernels import dispatch
+from motet.trainer.kernels.groups import Groups
 from motet.trainer.model.grouped import grouped_linear
 from motet.trainer.model.mot import feed_forward_width
 

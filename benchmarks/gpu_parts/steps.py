@@ -86,8 +86,8 @@ def eager_work(config: Any, rows: Any, batch: Any, device: torch.device) -> Call
     with torch.autocast(device.type, torch.bfloat16):
         grouped = model.layout(batch)
     assert grouped.order is not None
-    order_T = grouped.order[0]
-    layout = Layout(grouped.groups, None, grouped.cos[order_T], grouped.sin[order_T], grouped.attend)
+    place_T = grouped.order[0]
+    layout = Layout(grouped.groups, None, grouped.cos[place_T], grouped.sin[place_T], grouped.attend)
     return backward_of(lambda x_TD: block(x_TD, masks, layout), list(block.parameters()), batch, config, device)
 
 

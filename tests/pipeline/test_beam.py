@@ -155,7 +155,7 @@ def test_the_transform_goes_into_a_pipeline_of_ones_own(
 
     def own(work, tasks, workers, options) -> Iterator[int]:
         flags = ["--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=2"]
-        names = {task.commit_name for task in tasks}
+        names = {task.commit for task in tasks}
         pipeline = beam.Pipeline(options=PipelineOptions(flags))
         done = pipeline | beam.Create(tasks) | TokenizePartitions(work)
         total = done | beam.Map(lambda named: named[1]) | beam.CombineGlobally(sum)

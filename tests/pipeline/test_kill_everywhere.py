@@ -21,7 +21,7 @@ def in_this_process(work, tasks, workers, options):
     """The local engine without processes of its own, so that one kill ends all that writes."""
     tokenizers = {m: build(s, Path("/"), m) for m, s in work.tokenizers.items()}
     for task in tasks:
-        work.output.do(task, tokenizers, Guard())
+        task.do(work.output, tokenizers, Guard())
         yield task.partition.size
 
 

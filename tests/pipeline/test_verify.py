@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from motet.core.hashing import content_hash
 
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.pipeline.dataset.commits import Output
 from motet.pipeline.dataset.counts import Counts
 from motet.pipeline.dataset.gc import orphans

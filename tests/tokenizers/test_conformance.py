@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from motet.core.hashing import content_hash
 
 from motet.core.configuration import Settings
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.tokenizers.conformance import check, check_settings
 from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens
 from motet.tokenizers.speech.melrvq import MelRVQ

@@ -2,7 +2,7 @@
 
     documents written down as spans --`documents_of`--> `Documents`
     rows --`uncaptioned`--> rows, some captions by themselves
-         --`reference_batch`--> the `GroupedBatch` that `Renderer.batch` must give, bit by bit
+         --`reference_batch`--> the `GroupedBatch` that `Collate.batch` must give, bit by bit
 
 Letters: P pieces, Z spans of those pieces, G segments (a marker, or the body of a span), L tokens in all, T places.
 """
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from motet.core.hashing import content_hash
 
+from motet.core.hashing import content_hash
 from motet.tokenizers.contract import Tokens
 from motet.trainer.data import shuffle
 from motet.trainer.data.batch import GroupedBatch
@@ -148,11 +148,11 @@ def reference_batch(vocabulary: Vocabulary, towers: Towers, rows: Rows, sequence
     np.copyto(label_modality_T[:-1], modality_T[1:], where=follows_T)
 
     tower_T = np.asarray(towers.of_modality)[modality_T]
-    order_T = np.argsort(tower_T, kind="stable")
+    place_T = np.argsort(tower_T, kind="stable")
     counts = np.bincount(tower_T, minlength=len(towers))
 
     def sort(values_T: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values_T[order_T])
+        return torch.from_numpy(values_T[place_T])
 
     drawn = _noise(vocabulary, documents, noise, document_P, flipped_P, epoch_P, piece_G, span_G, length_G, latent_G)
     return GroupedBatch(
@@ -163,18 +163,18 @@ def reference_batch(vocabulary: Vocabulary, towers: Towers, rows: Rows, sequence
         position_T=sort(place(_count_within(length_P), np.int64)),
         document_T=sort(document_T),
         block_T=sort(block_T),
-        order_T=torch.from_numpy(order_T),
+        place_T=torch.from_numpy(place_T),
         offsets_G=torch.from_numpy(counts.cumsum().astype(np.int32)),
         counts=tuple(counts.tolist()),
         labels_T=sort(labels_T),
         label_modality_T=sort(label_modality_T),
-        label_row_M=torch.from_numpy(np.flatnonzero(label_modality_T[order_T] >= 0)),
+        label_row_M=torch.from_numpy(np.flatnonzero(label_modality_T[place_T] >= 0)),
         further_row_J=torch.empty(0, dtype=torch.int64),
         further_ids_J=torch.empty(0, dtype=torch.int64),
         further_label_row_Q=torch.empty(0, dtype=torch.int64),
         further_labels_Q=torch.empty(0, dtype=torch.int64),
         further_ranges=(),
-        latent_row_N=torch.from_numpy(np.flatnonzero(latent_T[order_T])),
+        latent_row_N=torch.from_numpy(np.flatnonzero(latent_T[place_T])),
         latents_ND=torch.from_numpy(
             documents.latents_VW[_places(documents, span_G, skip_G, length_G, latent_G)].astype(np.float32)
         ),

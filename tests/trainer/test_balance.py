@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from motet.trainer.data.packing import best_fit
 
 from motet.trainer.data.balance import costs, shares
 from motet.trainer.data.packed import Rows
+from motet.trainer.data.packing import best_fit
 
 
 def rows_of(*rows: list[int]) -> Rows:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.data.batch import GroupedBatch
-from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.dropout import Dropout
 from motet.trainer.data.packed import Piece, Rows
 from motet.trainer.vocabulary import Towers, Vocabulary
@@ -52,8 +52,8 @@ class Case:
     dropout: Dropout
 
     @property
-    def renderer(self) -> Renderer:
-        return Renderer(self.vocabulary, self.towers, self.sequence, self.noise, self.dropout)
+    def renderer(self) -> Collate:
+        return Collate(self.vocabulary, self.towers, self.sequence, self.noise, self.dropout)
 
     def batch(self) -> GroupedBatch:
         return self.renderer.batch(self.rows)
@@ -126,7 +126,7 @@ def test_tokens_are_sorted_by_tower_and_keep_the_sequence_within(case):
     tower_T = np.repeat(np.arange(len(batch.counts)), batch.counts)
     assert len(batch.counts) == len(case.towers) and len(tower_T) == T == batch.rows * batch.sequence
     assert batch.offsets_G.tolist() == np.cumsum(batch.counts).tolist() and batch.offsets_G.dtype == torch.int32
-    order = list(zip(tower_T.tolist(), batch.order_T.tolist(), strict=True))
+    order = list(zip(tower_T.tolist(), batch.place_T.tolist(), strict=True))
     assert order == sorted(order) and sorted(t for _, t in order) == list(range(T))
 
 
@@ -134,7 +134,7 @@ def test_tokens_are_sorted_by_tower_and_keep_the_sequence_within(case):
 @settings(deadline=None)
 def test_labels_are_the_next_token_of_the_document_unless_a_latent_is_involved(case):
     batch = case.batch()
-    order = batch.order_T.tolist()
+    order = batch.place_T.tolist()
     row_of = {t: row for row, t in enumerate(order)}
     document, block, ids = batch.document_T.tolist(), batch.block_T.tolist(), batch.ids_T.tolist()
     labelled = []
@@ -153,7 +153,7 @@ def test_labels_are_the_next_token_of_the_document_unless_a_latent_is_involved(c
 def in_sequence(batch: GroupedBatch, name: str) -> list[int]:
     """A column of the first row of a batch, in sequence order."""
     values = torch.empty_like(getattr(batch, name))
-    values[batch.order_T] = getattr(batch, name)
+    values[batch.place_T] = getattr(batch, name)
     return values.tolist()
 
 

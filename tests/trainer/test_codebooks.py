@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.config import ModelConfig, ObjectiveConfig
-from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.order import Plan
+from motet.trainer.data.order import Order
 from motet.trainer.data.packed import Piece, Rows
 from motet.trainer.data.records import Records
 from motet.trainer.generate.generator import Generator, Sampling
@@ -124,7 +124,7 @@ def rendered(books, documents, clips, stream):
         end = min(begin + length, len(tokens[d]))
         pieces.append((Piece(d, begin, end, False, 0),))
         expected.append(tokens[d][begin:end])
-    renderer = Renderer(vocabulary, Towers.of(vocabulary, {}), 30, Noise(0, 1), streams={"speech": stream})
+    renderer = Collate(vocabulary, Towers.of(vocabulary, {}), 30, Noise(0, 1), streams={"speech": stream})
     rows = Rows.of(table, pieces)
     return vocabulary, expected, renderer.batch(rows), renderer.counts(rows)
 
@@ -133,7 +133,7 @@ def rendered(books, documents, clips, stream):
 @settings(max_examples=200, deadline=None)
 def test_batches_are_what_is_written_out(case):
     vocabulary, expected, batch, counts = rendered(*case)
-    places = {place: grouped for grouped, place in enumerate(batch.order_T.tolist())}
+    places = {place: grouped for grouped, place in enumerate(batch.place_T.tolist())}
     ids = [[id_] for id_ in batch.ids_T.tolist()]
     for row, id_ in zip(batch.further_row_J.tolist(), batch.further_ids_J.tolist(), strict=True):
         ids[row].append(id_)
@@ -206,10 +206,10 @@ def test_it_trains_on_real_speech_goes_on_and_is_evaluated(stream, train_config,
     data = {"streams": {"speech": stream}}
     config = train_config(data=data, steps=60, checkpoint_every=30)
     corpus = Corpus(Records.of(config.data, config.data.paths), "train", 0.1)
-    plan = Plan(corpus, config.data, config.rows, config.seed)
+    order = Order(corpus, config.data, config.rows, config.seed)
     flat = Corpus.open([discrete_dataset], "train", 0.1)
     assert corpus.all().length_D.sum() < 0.8 * flat.all().length_D.sum()
-    read = plan.rows_of(0).read(corpus)
+    read = order.rows_of(0).read(corpus)
     assert (read.length_R <= config.data.sequence).all()
 
     train(config, tmp_path / "run")
@@ -244,11 +244,11 @@ def hidden_of(model, vocabulary, towers, spans, stream, tokens):
     extra = books - 1 if stream == "delayed" else 0
     length_S = [len(t) if m == "text" else f + extra if f else 0 for (m, t), f in zip(spans, frames, strict=True)]
     table = dataclasses.replace(table, length_S=np.array(length_S, np.int64), length_D=np.array([len(whole)]))
-    renderer = Renderer(vocabulary, towers, len(whole), Noise(0, 1), streams={"speech": stream})
+    renderer = Collate(vocabulary, towers, len(whole), Noise(0, 1), streams={"speech": stream})
     batch = renderer.batch(Rows.of(table, [(Piece(0, 0, len(whole), False, 0),)]))
     found = torch.empty(len(whole), 32, dtype=torch.float64)
     with torch.no_grad():
-        found[batch.order_T] = model(batch)
+        found[batch.place_T] = model(batch)
     return found[:tokens]
 
 

@@ -9,7 +9,7 @@ from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.dataset.shard import DamagedShard, sample_id
 from motet.trainer.config import DataConfig
 from motet.trainer.data.corpus import Corpus, Documents
-from motet.trainer.data.order import Plan
+from motet.trainer.data.order import Order
 
 
 def sample_ids(documents: Documents) -> list[bytes]:
@@ -117,7 +117,7 @@ def test_datasets_of_different_tokenizers_are_refused(dataset, documents, write_
 def test_a_split_that_leaves_nothing_is_refused(write_dataset, documents):
     path = write_dataset(documents[:3])
     with pytest.raises(UserError, match=r"data.holdout: 0.9999 leaves no document"):
-        Plan(Corpus.open([path], "train", 0.9999), DataConfig(paths=[path], sequence=64), 4, 0).rows_of(0)
+        Order(Corpus.open([path], "train", 0.9999), DataConfig(paths=[path], sequence=64), 4, 0).rows_of(0)
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])

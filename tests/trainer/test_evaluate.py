@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from motet.core.errors import UserError
-from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import Stream, heldout
-from motet.trainer.data.order import Plan
+from motet.trainer.data.loader import Loader, heldout
+from motet.trainer.data.order import Order
 from motet.trainer.data.packed import Piece, Rows
 from motet.trainer.objective.diffusion import Cosine
 from motet.trainer.objective.losses import losses
@@ -60,8 +60,8 @@ def test_figures_are_what_they_say(config, trained):
     kind |= {start + i: ("speech", k) for k, start in enumerate(vocabulary.base["speech"]) for i in range(256)}
     sizes = Counter(kind.values())
 
-    plan = Plan(train, config.data, config.rows, config.seed)
-    seen = Counter(labels_of(Stream(plan, vocabulary, towers, Noise(0, 1000)).once(1)))
+    order = Order(train, config.data, config.rows, config.seed)
+    seen = Counter(labels_of(Loader(order, vocabulary, towers, Noise(0, 1000)).once(1)))
     seen_of = Counter()
     for label, n in seen.items():
         seen_of[kind[label]] += n
@@ -110,7 +110,7 @@ def test_by_source_each_document_counts_as_if_it_stood_alone(config, trained):
     model, vocabulary, towers = (getattr(open_model(trained), name) for name in ("model", "vocabulary", "towers"))
     unseen = Corpus.open(config.data.paths, "heldout", 0.1)
     documents = unseen.all()
-    renderer = Renderer(vocabulary, towers, 256, Noise(0, 1000))
+    renderer = Collate(vocabulary, towers, 256, Noise(0, 1000))
     sums, counts = defaultdict(float), Counter()
     for d, length in enumerate(documents.length_D.tolist()):
         batch = renderer.batch(Rows.of(documents, [[Piece(d, 0, min(length, 256), False, 0)]]))

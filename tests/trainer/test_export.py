@@ -6,17 +6,17 @@ import sys
 
 import pytest
 import torch
+from motet.trainer.use.pretrained import load
 
 from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec
 from motet.trainer.generate.generator import Sampling
-from motet.trainer.generate.kv_cache import Context
+from motet.trainer.generate.kv_cache import KVCache
 from motet.trainer.model.llama import export_llama
 from motet.trainer.run.checkpoint import open_model
 from motet.trainer.run.train import train
 from motet.trainer.use.evaluate import evaluate
 from motet.trainer.use.exported import export
-from motet.trainer.use.pretrained import load
 from motet.trainer.vocabulary import TEXT
 
 SPEC = TokenizerSpec("bytes", "text", "discrete", (256,), 0, None, "text/plain", "t" * 32)
@@ -71,7 +71,7 @@ def test_it_opens_and_generates_without_what_only_training_needs(run, tmp_path):
         "for name in ('ray', 'tensorboard', 'matplotlib', 'numba', 'rich', 'tqdm', 'huggingface_hub', 'pyarrow'):\n"
         "    sys.modules[name] = None\n"
         "from motet.trainer.use.pretrained import load\n"
-        "from motet.trainer.generate.generator.generator import Sampling\n"
+        "from motet.trainer.generate.generator import Sampling\n"
         f"found = load({str(tmp_path / 'out')!r})\n"
         "tokens = found.generator().continue_([[]], 'text', limit=5, sampling=Sampling(temperature=0))\n"
         "print(*tokens[0].ids)\n"
@@ -121,7 +121,7 @@ def test_a_text_model_opens_as_a_llama(qk_norm, train_config, write_dataset, doc
     ids = list(b"The state of the Union")
     bos, size = theirs.config.bos_token_id, ours.vocabulary.tokenizers[TEXT].codebooks[0]
     begin = ours.vocabulary.base[TEXT][0]
-    hidden = Context(ours.model, 1, 40).extend(
+    hidden = KVCache(ours.model, 1, 40).extend(
         torch.tensor([[ours.vocabulary.bos, *(begin + i for i in ids)]]).numpy(),
         torch.zeros(1, len(ids) + 1).long().numpy(),
     )

@@ -8,7 +8,7 @@ from motet.core.errors import UserError
 from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.loader import heldout
 from motet.trainer.generate.generator import Generator
-from motet.trainer.generate.kv_cache import Context
+from motet.trainer.generate.kv_cache import KVCache
 from motet.trainer.run import metrics
 from motet.trainer.run.checkpoint import open_model
 from motet.trainer.run.train import train
@@ -68,13 +68,13 @@ def test_a_cache_gives_what_whole_forward_passes_give(member, train_config, disc
     batch = next(heldout(corpus, trained.vocabulary, trained.towers, config.data, 1000).once(1))
     with torch.no_grad():
         hidden_TD = torch.empty(config.data.sequence, model.config.dim, dtype=torch.float64)
-        hidden_TD[batch.order_T] = model(batch)
+        hidden_TD[batch.place_T] = model(batch)
     n = int((batch.document_T == 1).sum())
-    ids_T, tower_T = (torch.empty_like(batch.order_T) for _ in range(2))
-    ids_T[batch.order_T] = batch.ids_T
-    tower_T[batch.order_T] = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts))
+    ids_T, tower_T = (torch.empty_like(batch.place_T) for _ in range(2))
+    ids_T[batch.place_T] = batch.ids_T
+    tower_T[batch.place_T] = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts))
     ids_1n, tower_1n = (x[None, :n].numpy() for x in (ids_T, tower_T))
-    context = Context(model, 1, n)
+    context = KVCache(model, 1, n)
     found = [context.extend(ids_1n[:, :5], tower_1n[:, :5])]
     found += [context.extend(ids_1n[:, i : i + 1], tower_1n[:, i : i + 1]) for i in range(5, n)]
     torch.testing.assert_close(torch.cat(found, 1)[0], hidden_TD[:n], rtol=0, atol=1e-9)

@@ -97,7 +97,7 @@ def one_document(length):
         position_T=index,
         document_T=ones,
         block_T=ones * 0,
-        order_T=index,
+        place_T=index,
         offsets_G=torch.tensor([length], dtype=torch.int32),
         counts=(length,),
         further_row_J=torch.empty(0, dtype=torch.int64),
@@ -139,7 +139,7 @@ def test_a_batch_with_experts_costs_what_torch_counts(routing):
     model, batch = MoT(config, ["a"], 100), one_document(48)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.logits(model(batch))
-    batch.label_row_M = batch.order_T
+    batch.label_row_M = batch.place_T
     attention = 4 * 48 * mean_visible_keys(batch) * 3 * 64
     assert batch_flops(config, 100, batch, ["a"]) / 3 - attention == counter.get_total_flops()
 

@@ -11,11 +11,11 @@ import torch
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.config import ModelConfig
-from motet.trainer.data.collate import Noise, Renderer
+from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.packed import Piece, Rows
-from motet.trainer.generate.decoding import Draft
+from motet.trainer.generate.decoding import Decoding
 from motet.trainer.generate.generator import Generator, Sampling, Wanted, _chosen
-from motet.trainer.generate.kv_cache import Context
+from motet.trainer.generate.kv_cache import KVCache
 from motet.trainer.model.mot import MoT
 from motet.trainer.vocabulary import Towers, Vocabulary
 
@@ -67,7 +67,7 @@ def batch_of(generator, prompts, begin=0, end=-1):
     documents = reference.documents_of(vocabulary, prompts)
     row = tuple(Piece(d, begin, length + end, False, 0) for d, length in enumerate(documents.length_D.tolist()))
     width = sum(piece.end - piece.begin for piece in row)
-    renderer = Renderer(vocabulary, Towers.of(vocabulary, {}), width, Noise(0, 1))
+    renderer = Collate(vocabulary, Towers.of(vocabulary, {}), width, Noise(0, 1))
     return renderer.batch(Rows.of(documents, [row])), [piece.end - piece.begin for piece in row]
 
 
@@ -76,7 +76,7 @@ def forward(generator, prompts, begin=0, end=-1):
     batch, lengths = batch_of(generator, prompts, begin, end)
     hidden_TD = torch.empty(batch.sequence, 32, dtype=torch.float64)
     with torch.no_grad():
-        hidden_TD[batch.order_T] = generator.model(batch)
+        hidden_TD[batch.place_T] = generator.model(batch)
     return hidden_TD.split(lengths)
 
 
@@ -87,7 +87,7 @@ def test_cached_steps_equal_whole_forward_passes(norm):
     prompts = [[words(4, 5, 6), codes(2, 3), speech(2)], [speech(5), words(9, 8, 7, 6, 5, 4, 3)]]
     expected = forward(generator, prompts)
     first, n = 5, min(len(states) for states in expected)
-    context = Context(generator.model, 2, n)
+    context = KVCache(generator.model, 2, n)
     laid = [generator._lay_out(prompt) for prompt in prompts]
     ids = np.stack([np.concatenate([s.ids for s in stretches])[:n] for stretches in laid])
     tower = np.stack([np.concatenate([[s.tower] * len(s.ids) for s in stretches])[:n] for stretches in laid])
@@ -103,7 +103,7 @@ def test_prompts_of_unequal_length_are_read_as_in_training(specs):
     generator = generator_of(specs)
     picture = latents if specs is LATENT else codes
     prompts = [[picture(2, 3), words(4, 5)], [words(1)], [words(1, 2, 3), picture(1, 2), picture(3, 3, 1), speech(2)]]
-    draft = Draft(generator.model, [generator._lay_out(prompt) for prompt in prompts], 1)
+    draft = Decoding(generator.model, [generator._lay_out(prompt) for prompt in prompts], 1)
     for row, states in enumerate(forward(generator, prompts)):
         torch.testing.assert_close(draft._read()[row], states[-1], rtol=0, atol=1e-12)
     more = [7, 8, 9]
@@ -301,7 +301,7 @@ def test_guidance_between_equals_changes_nothing():
     """A document that begins with its opening marker has a twin just like it."""
     generator = generator_of(LATENT)
     marker = generator._marker(generator.vocabulary.begin["image"])
-    plain, guided = (Draft(generator.model, [[]], 8, guidance) for guidance in (1.0, 7.0))
+    plain, guided = (Decoding(generator.model, [[]], 8, guidance) for guidance in (1.0, 7.0))
     noisy = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0)).double()
     for draft in (plain, guided):
         draft.open(marker)

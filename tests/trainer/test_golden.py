@@ -14,8 +14,8 @@ from motet.trainer.data.batch import GroupedBatch
 from motet.trainer.data.collate import Noise
 from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.dropout import Dropout
-from motet.trainer.data.loader import Stream
-from motet.trainer.data.order import ORDER_VERSION, Plan
+from motet.trainer.data.loader import Loader
+from motet.trainer.data.order import ORDER_VERSION, Order
 from motet.trainer.data.records import Records
 from motet.trainer.run import checkpoint
 from motet.trainer.run.checkpoint import MODEL, OPTIMIZER, latest, read_state
@@ -37,9 +37,9 @@ def columns(batch: GroupedBatch) -> str:
     return digest(*(value.numpy() for value in values))
 
 
-def plan_of(dataset: str, **changes) -> Plan:
+def order_of(dataset: str, **changes) -> Order:
     data = DataConfig(**{"paths": [dataset], "sequence": 256, "holdout": 0.1, **changes})
-    return Plan(Corpus(Records.of(data, data.paths), "train", data.holdout), data, 4, 7)
+    return Order(Corpus(Records.of(data, data.paths), "train", data.holdout), data, 4, 7)
 
 
 def test_shards_with_latents(dataset, golden):
@@ -59,15 +59,15 @@ def test_shards_with_latents(dataset, golden):
     ],
 )
 def test_order_and_packed_rows(dataset, golden, name, changes):
-    plan = plan_of(dataset, **changes)
-    found = [plan.rows_of(step) for step in (0, 1, 30)]
+    order = order_of(dataset, **changes)
+    found = [order.rows_of(step) for step in (0, 1, 30)]
     rows = [
         [[[int(each.documents.number_D[p.document]), *map(int, p[1:])] for p in row] for row in each.rows]
         for each in found
     ]
     golden(f"rows, {name}", ORDER_VERSION, rows)
-    golden(f"fingerprint, {name}", ORDER_VERSION, plan.fingerprint(30))
-    golden(f"cursor, {name}", ORDER_VERSION, plan.cursor(30))
+    golden(f"fingerprint, {name}", ORDER_VERSION, order.fingerprint(30))
+    golden(f"cursor, {name}", ORDER_VERSION, order.cursor(30))
 
 
 @pytest.mark.parametrize("streams", ["flat", "delayed", "first"])
@@ -75,16 +75,16 @@ def test_order_and_packed_rows(dataset, golden, name, changes):
 def test_grouped_batches(dataset, discrete_dataset, golden, kind, streams):
     """Two towers, dropped captions, every way of codebooks; what a step learns from is all in the batch."""
     path = dataset if kind == "transfusion" else discrete_dataset
-    plan = plan_of(path, guidance_dropout=0.3, streams={"speech": streams})
-    vocabulary = Vocabulary.of(plan.corpus.tokenizers)
+    order = order_of(path, guidance_dropout=0.3, streams={"speech": streams})
+    vocabulary = Vocabulary.of(order.corpus.tokenizers)
     towers = Towers.of(vocabulary, {})
-    stream = Stream(plan, vocabulary, towers, Noise(7, 1000))
+    loader = Loader(order, vocabulary, towers, Noise(7, 1000))
     found = [
         (columns(batch), hash_of_rows(batch, [2 * i, 2 * i + 1]))
-        for i, batch in enumerate(stream.micro_batches(3, micro_rows=2))
+        for i, batch in enumerate(loader.micro_batches(3, micro_rows=2))
     ]
-    golden(f"batches, {kind}, {streams}", ORDER_VERSION, [found, stream.counts(3)])
-    assert Dropout(7, 0.3) == Dropout(plan.seed, plan.data.guidance_dropout)
+    golden(f"batches, {kind}, {streams}", ORDER_VERSION, [found, loader.counts(3)])
+    assert Dropout(7, 0.3) == Dropout(order.seed, order.data.guidance_dropout)
 
 
 def test_state_of_a_checkpoint(train_config, dataset, golden, tmp_path):

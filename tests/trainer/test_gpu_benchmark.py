@@ -40,12 +40,12 @@ def test_the_eager_baseline_computes_what_a_block_computes():
             tower.up.weight.copy_(ours.gate_up[g].chunk(2)[1])
             tower.down.weight.copy_(ours.down[g])
     layout = model.layout(batch)
-    order_T = layout.order[0]
-    x_TD = torch.randn(len(order_T), 32, generator=torch.Generator().manual_seed(0))
+    place_T = layout.order[0]
+    x_TD = torch.randn(len(place_T), 32, generator=torch.Generator().manual_seed(0))
     masks = [torch.from_numpy(rows.tower.reshape(-1) == m) for m in range(3)]
-    plain = Layout(layout.groups, None, layout.cos[order_T], layout.sin[order_T], layout.attend)
+    plain = Layout(layout.groups, None, layout.cos[place_T], layout.sin[place_T], layout.attend)
     torch.testing.assert_close(
-        block(x_TD, masks, plain), ours(x_TD[batch.order_T], layout)[order_T], rtol=1e-4, atol=1e-5
+        block(x_TD, masks, plain), ours(x_TD[batch.place_T], layout)[place_T], rtol=1e-4, atol=1e-5
     )
     work = steps.eager_work(config, rows, batch, CPU)
     assert all(grad.isfinite().all() for grad in work())

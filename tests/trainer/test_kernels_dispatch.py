@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 # ruff: noqa: E402
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from motet.trainer.kernels.groups import Groups
 
 from motet.trainer.kernels import dispatch
+from motet.trainer.kernels.groups import Groups
 from motet.trainer.model.grouped import grouped_linear
 
 SPLITS = [(16, 0, 1, 24), (0, 0, 33), (5, 11), (7,), (0, 0)]

@@ -143,7 +143,7 @@ def agree_with_a_plain_loop(
     total, sums = reference.plain_losses(weights, config, aim, rows, patches)
     total.backward()
     if not latent_dim:
-        hidden_TD = reference.plain_hidden(weights, config, rows).flatten(0, 1)[batch.order_T]
+        hidden_TD = reference.plain_hidden(weights, config, rows).flatten(0, 1)[batch.place_T]
         torch.testing.assert_close(model(batch), hidden_TD, rtol=0, atol=1e-10)
     torch.testing.assert_close(found.total, total, rtol=1e-10, atol=1e-10)
     for name, value in sums.items():
@@ -237,7 +237,7 @@ def changed(rows, place):
     for version in (rows, replace(rows, ids=ids, clean=clean)):
         batch = reference.grouped(version, dtype=torch.float64)
         hidden_TD = torch.empty(rows.ids.size, 32, dtype=torch.float64)
-        hidden_TD[batch.order_T] = model(batch).detach()
+        hidden_TD[batch.place_T] = model(batch).detach()
         hidden.append(hidden_TD)
     return (hidden[0] != hidden[1]).any(-1).view(rows.ids.shape).numpy()
 
@@ -270,7 +270,7 @@ def test_short_documents_share_a_segment_and_long_ones_do_not():
     for rows in (short, long):
         model, batch = model_of(shape(), 2), reference.grouped(rows, dtype=torch.float64)
         weights = dict(model.named_parameters())
-        expected = reference.plain_hidden(weights, shape(), rows).flatten(0, 1)[batch.order_T]
+        expected = reference.plain_hidden(weights, shape(), rows).flatten(0, 1)[batch.place_T]
         torch.testing.assert_close(model(batch), expected, rtol=0, atol=1e-10)
 
 

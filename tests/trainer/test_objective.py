@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from motet.trainer.objective.cross_entropy import label_ranks, linear_cross_entropy
 
 from motet.trainer.model.patches import LinearPatches
 from motet.trainer.objective import losses as objective
+from motet.trainer.objective.cross_entropy import label_ranks, linear_cross_entropy
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])

@@ -16,7 +16,7 @@ from motet.core.errors import UserError
 from motet.trainer.config import DataConfig
 from motet.trainer.data.balance import costs, shares
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.order import Cursor, Loss, Plan
+from motet.trainer.data.order import Cursor, Damage, Order
 from motet.trainer.data.records import Lost, Records
 
 ROWS = 48
@@ -61,15 +61,15 @@ def histories(draw: st.DrawFn) -> dict:
     }
 
 
-def plan_of(records: Records, data: DataConfig, seed: int, losses: list[Loss]) -> Plan:
-    plan = Plan(Corpus(records, "train", 0.05), data, ROWS, seed)
-    plan.lose(losses)
-    return plan
+def order_of(records: Records, data: DataConfig, seed: int, losses: list[Damage]) -> Order:
+    order = Order(Corpus(records, "train", 0.05), data, ROWS, seed)
+    order.leave_out(losses)
+    return order
 
 
-def global_batch(plan: Plan, step: int, ranks: int) -> list[tuple]:
+def global_batch(order: Order, step: int, ranks: int) -> list[tuple]:
     """The pieces of a step's rows, put together of what each rank takes."""
-    chosen = plan.rows_of(step)
+    chosen = order.rows_of(step)
     parts = shares(costs(chosen, 0.01), ranks)
     assert len({len(part) for part in parts}) == 1
     rows = dict((r, chosen.rows[r]) for part in parts for r in part)
@@ -81,9 +81,9 @@ def global_batch(plan: Plan, step: int, ranks: int) -> list[tuple]:
 @given(history=histories())
 def test_any_history_gives_the_batches_of_one_undisturbed_process(datasets, history):
     data = DataConfig(paths=[datasets[0]], **history["data"])
-    losses: list[Loss] = []
+    losses: list[Damage] = []
     step, checkpoint, seen = 0, None, []
-    plan = plan_of(Records.open(data.paths), data, history["seed"], losses)
+    order = order_of(Records.open(data.paths), data, history["seed"], losses)
     for n, (ranks, steps) in enumerate(history["sessions"]):
         if n:
             ahead, paths, weights, loss = history["changes"][n - 1]
@@ -93,20 +93,20 @@ def test_any_history_gives_the_batches_of_one_undisturbed_process(datasets, hist
                 data = DataConfig.model_validate({**data.model_dump(), "edits": [*data.model_dump()["edits"], edit]})
             if loss:  # one of the two record batches of emoji, the same one if it is lost again
                 hash_ = Records.open([datasets[0]]).hashes[0]
-                row = plan._window_at(step * ROWS + ROWS - 1).end.row  # a window that nobody has begun
-                losses.append(Loss(row, Lost(hash_, 0, 1, "made up")))
+                row = order._window_at(step * ROWS + ROWS - 1).end.row  # a window that nobody has begun
+                losses.append(Damage(row, Lost(hash_, 0, 1, "made up")))
         paths = data.all_paths[::-1] if history["turned"] and n % 2 else data.all_paths
-        plan = plan_of(Records.open(paths), data, history["seed"], losses)
+        order = order_of(Records.open(paths), data, history["seed"], losses)
         if checkpoint:
             row, *taken = json.loads(checkpoint)["cursor"]
             assert len(json.dumps(json.loads(checkpoint)["cursor"])) <= 1024
-            assert json.loads(checkpoint)["fingerprint"] == plan.fingerprint(step)
-            plan.remember(Cursor(row, *map(tuple, taken)))
+            assert json.loads(checkpoint)["fingerprint"] == order.fingerprint(step)
+            order.remember(Cursor(row, *map(tuple, taken)))
         for _ in range(steps):
-            seen.append(global_batch(plan, step, ranks))
-            checkpoint = json.dumps({"cursor": plan.cursor(step), "fingerprint": plan.fingerprint(step + 1)})
+            seen.append(global_batch(order, step, ranks))
+            checkpoint = json.dumps({"cursor": order.cursor(step), "fingerprint": order.fingerprint(step + 1)})
             step += 1
-    oracle = plan_of(Records.open(data.all_paths), data, history["seed"], losses)
+    oracle = order_of(Records.open(data.all_paths), data, history["seed"], losses)
     for at, batch in enumerate(seen):
         assert batch == global_batch(oracle, at, 1)
 
@@ -114,7 +114,7 @@ def test_any_history_gives_the_batches_of_one_undisturbed_process(datasets, hist
 def test_a_silent_change_of_data_is_not_taken_for_the_same(datasets):
     def fingerprint(step: int, **changes) -> str:
         data = DataConfig(**{"paths": datasets[:1], "sequence": 64, **changes})
-        return Plan(Corpus(Records.open(data.all_paths), "train", 0.05), data, ROWS, 0).fingerprint(step)
+        return Order(Corpus(Records.open(data.all_paths), "train", 0.05), data, ROWS, 0).fingerprint(step)
 
     edit, other = {"from_step": 5, "paths": datasets[1:2]}, {"from_step": 5, "paths": datasets[2:]}
     assert fingerprint(5) == fingerprint(5, edits=[edit]) == fingerprint(5, edits=[other])
@@ -135,14 +135,14 @@ def test_a_share_that_no_mix_can_have_is_refused(dataset):
     with pytest.raises(
         UserError, match=r"data.modality_weights: text: a share of 1.0% cannot be had .* at best; .*emoji"
     ):
-        Plan(Corpus.open([dataset]), data, 8, 0)
+        Order(Corpus.open([dataset]), data, 8, 0)
 
 
 @pytest.mark.parametrize("weights", [{"text": 0.5, "image": 0.2, "speech": 0.3}, {"text": 1, "image": 0, "speech": 0}])
 def test_modalities_have_their_share(dataset, weights):
     data = DataConfig(paths=[dataset], sequence=128, long="split", modality_weights=weights)
     corpus = Corpus.open([dataset])
-    plan = Plan(corpus, data, 64, 0)
-    cursor = plan.cursor(1000)
+    order = Order(corpus, data, 64, 0)
+    cursor = order.cursor(1000)
     for wanted, had in zip((weights[m] for m in corpus.modalities), cursor.modalities, strict=True):
         assert had / sum(cursor.modalities) == pytest.approx(wanted, abs=0.001)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from motet.trainer.data.packing import best_fit
-from motet.trainer.data.shuffle import draw
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.manifest import Manifest
 from motet.trainer.config import DataConfig
 from motet.trainer.data.corpus import Corpus, Documents
-from motet.trainer.data.order import Plan
+from motet.trainer.data.order import Order
 from motet.trainer.data.packed import Rows
+from motet.trainer.data.packing import best_fit
+from motet.trainer.data.shuffle import draw
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +89,16 @@ def test_best_fit_overfills_no_row_and_opens_none_in_vain(lengths, sequence):
 
 @pytest.mark.parametrize("sequence", [64, 256, 2048])
 def test_an_epoch_has_every_document_once(corpus, sequence):
-    plan = Plan(corpus, config(sequence=sequence), rows=4, seed=3)
+    order = Order(corpus, config(sequence=sequence), rows=4, seed=3)
     whole = list(range(len(corpus.all())))
-    once = [piece for chosen in plan.once() for piece in pieces(chosen)]
+    once = [piece for chosen in order.once() for piece in pieces(chosen)]
     assert sorted(d for d, *_ in once) == whole
     assert {epoch for *_, epoch in once} == {0}
     # The same again in training's own steps, which go on into further epochs.
-    later = next(window.begin.row for window in plan.windows() if window.packed.piece_P5[:, 4].min() > 2)
+    later = next(window.begin.row for window in order.windows() if window.packed.piece_P5[:, 4].min() > 2)
     seen = Counter()
     for step in range(-(-later // 4)):
-        seen.update((document, epoch) for document, *_, epoch in pieces(plan.rows_of(step)))
+        seen.update((document, epoch) for document, *_, epoch in pieces(order.rows_of(step)))
     assert set(seen.values()) == {1}
     assert all(Counter(epoch for _, epoch in seen)[epoch] == len(whole) for epoch in range(3))
 
@@ -106,9 +106,9 @@ def test_an_epoch_has_every_document_once(corpus, sequence):
 @pytest.mark.parametrize("long", ["truncate", "split"])
 @pytest.mark.parametrize("sequence", [24, 64, 200])
 def test_pieces_fit_and_never_cut_a_picture(corpus, long, sequence):
-    plan = Plan(corpus, config(sequence=sequence, long=long, caption_first=0.5), rows=4, seed=1)
+    order = Order(corpus, config(sequence=sequence, long=long, caption_first=0.5), rows=4, seed=1)
     covered = {}
-    for chosen in plan.once():
+    for chosen in order.once():
         for row in chosen.rows:
             assert 0 < sum(p.end - p.begin for p in row) <= sequence
             for p in row:
@@ -129,29 +129,29 @@ def test_pieces_fit_and_never_cut_a_picture(corpus, long, sequence):
 
 def test_a_row_too_short_for_a_picture_is_refused(corpus):
     with pytest.raises(UserError, match=r"data.sequence: a picture of 16 latents needs rows of 20 tokens or more"):
-        Plan(corpus, config(sequence=19), rows=4, seed=1).rows_of(0)
-    Plan(corpus, config(sequence=20), rows=4, seed=1).rows_of(0)
+        Order(corpus, config(sequence=19), rows=4, seed=1).rows_of(0)
+    Order(corpus, config(sequence=20), rows=4, seed=1).rows_of(0)
 
 
 @pytest.mark.parametrize("weights", [{}, {"emoji": 3, "prompts": 1, "families": 0.5, "speeches": 0}])
 @pytest.mark.parametrize("shuffle", [None, 1])
 def test_any_step_is_the_same_wherever_one_starts(corpus, weights, shuffle):
     data = config(weights=weights, shuffle=shuffle, long="split", caption_first=0.3)
-    running = Plan(corpus, data, rows=8, seed=5)
+    running = Order(corpus, data, rows=8, seed=5)
     undisturbed = [rows(running.rows_of(step)) for step in range(150)]
     assert all(len(found) == 8 for found in undisturbed)
     assert running.cursor(149).row > 256  # several windows
     for step in (149, 3, 77, 0, 120):
-        assert rows(Plan(corpus, data, rows=8, seed=5).rows_of(step)) == undisturbed[step]
-        resumed = Plan(corpus, data, rows=8, seed=5)
+        assert rows(Order(corpus, data, rows=8, seed=5).rows_of(step)) == undisturbed[step]
+        resumed = Order(corpus, data, rows=8, seed=5)
         resumed.remember(running.cursor(step))
         assert rows(resumed.rows_of(step)) == undisturbed[step]
         assert len(json.dumps(running.cursor(step))) < 1024
 
 
 def test_planning_goes_on_from_a_cursor_not_from_the_beginning(corpus, monkeypatch):
-    cursor = Plan(corpus, config(), rows=8, seed=0).cursor(500)
-    fresh = Plan(corpus, config(), rows=8, seed=0)
+    cursor = Order(corpus, config(), rows=8, seed=0).cursor(500)
+    fresh = Order(corpus, config(), rows=8, seed=0)
     fresh.remember(cursor)
     packed = []
     monkeypatch.setattr(fresh, "_window", lambda begin: packed.append(begin) or fresh._pack(begin))
@@ -160,7 +160,7 @@ def test_planning_goes_on_from_a_cursor_not_from_the_beginning(corpus, monkeypat
 
 
 def test_the_number_of_rows_per_step_does_not_change_the_rows(corpus):
-    few, many = (Plan(corpus, config(), rows=n, seed=0) for n in (4, 12))
+    few, many = (Order(corpus, config(), rows=n, seed=0) for n in (4, 12))
     assert [row for step in range(60) for row in rows(few.rows_of(step))] == [
         row for step in range(20) for row in rows(many.rows_of(step))
     ]
@@ -169,19 +169,19 @@ def test_the_number_of_rows_per_step_does_not_change_the_rows(corpus):
 def test_the_order_of_paths_means_nothing(documents, write_dataset):
     half = len(documents) // 2
     paths = [write_dataset(documents[half:], 7, ("speech", "text", "image")), write_dataset(documents[:half], 33)]
-    one, other = (Plan(Corpus.open(order), config(), rows=8, seed=0) for order in (paths, paths[::-1]))
+    one, other = (Order(Corpus.open(order), config(), rows=8, seed=0) for order in (paths, paths[::-1]))
     for step in (0, 40):
         assert rows(one.rows_of(step)) == rows(other.rows_of(step))
     assert one.fingerprint(0) == other.fingerprint(0)
 
 
 def test_seed_and_epoch_change_the_order(corpus):
-    first, other = ([p[0] for chosen in Plan(corpus, config(), 8, s).once() for p in pieces(chosen)] for s in (0, 1))
+    first, other = ([p[0] for chosen in Order(corpus, config(), 8, s).once() for p in pieces(chosen)] for s in (0, 1))
     assert first != other and sorted(first) == sorted(other)
-    plan = Plan(corpus, config(), 64, 0)
+    order = Order(corpus, config(), 64, 0)
     order = {}
     for step in range(12):
-        for document, *_, epoch in pieces(plan.rows_of(step)):
+        for document, *_, epoch in pieces(order.rows_of(step)):
             order.setdefault(epoch, []).append(document)
     assert order[0] != order[1]
 
@@ -192,10 +192,10 @@ def test_seed_and_epoch_change_the_order(corpus):
     st.sampled_from(["truncate", "split"]),
 )
 def test_token_shares_follow_the_weights(corpus, weights, long):
-    plan = Plan(corpus, config(weights=weights, long=long), rows=8, seed=0)
+    order = Order(corpus, config(weights=weights, long=long), rows=8, seed=0)
     tokens = Counter()
     for step in range(100):
-        chosen = plan.rows_of(step)
+        chosen = order.rows_of(step)
         for row in chosen.rows:
             for p in row:
                 tokens[corpus.sources[chosen.documents.source_D[p.document]]] += p.end - p.begin
@@ -204,8 +204,8 @@ def test_token_shares_follow_the_weights(corpus, weights, long):
 
 
 def test_a_source_of_weight_zero_is_left_out(corpus):
-    plan = Plan(corpus, config(weights={"emoji": 1, "prompts": 1, "families": 0, "speeches": 0}), rows=8, seed=0)
-    found = {corpus.sources[s] for step in range(20) for s in plan.rows_of(step).documents.source_D.tolist()}
+    order = Order(corpus, config(weights={"emoji": 1, "prompts": 1, "families": 0, "speeches": 0}), rows=8, seed=0)
+    found = {corpus.sources[s] for step in range(20) for s in order.rows_of(step).documents.source_D.tolist()}
     assert found == {"emoji", "prompts"}
 
 
@@ -219,7 +219,7 @@ def test_a_source_of_weight_zero_is_left_out(corpus):
 )
 def test_wrong_weights_are_refused(corpus, weights, message):
     with pytest.raises(UserError, match=message):
-        Plan(corpus, config(weights=weights), rows=8, seed=0)
+        Order(corpus, config(weights=weights), rows=8, seed=0)
 
 
 def test_a_weight_for_a_source_without_documents_is_refused(documents, write_dataset):
@@ -229,14 +229,14 @@ def test_a_weight_for_a_source_without_documents_is_refused(documents, write_dat
     (path / "manifest.json").write_text(empty.to_text())
     corpus = Corpus.open([str(path)])
     with pytest.raises(UserError, match=r"data.weights: prompts: this source holds no document to train on"):
-        Plan(corpus, config(weights=dict.fromkeys(corpus.sources, 1)), rows=8, seed=0)
+        Order(corpus, config(weights=dict.fromkeys(corpus.sources, 1)), rows=8, seed=0)
 
 
 @pytest.mark.parametrize("caption_first", [0.0, 0.5, 0.8, 1.0])
 def test_captions_lead_as_often_as_asked(corpus, caption_first):
-    plan = Plan(corpus, config(caption_first=caption_first), rows=8, seed=0)
+    order = Order(corpus, config(caption_first=caption_first), rows=8, seed=0)
     whole = corpus.all()
-    found = [p for step in range(80) for p in pieces(plan.rows_of(step))]
+    found = [p for step in range(80) for p in pieces(order.rows_of(step))]
     assert not any(flipped for document, _, _, flipped, _ in found if not whole.captioned_D[document])
     captioned = [flipped for document, _, _, flipped, _ in found if whole.captioned_D[document]]
     expected = 1 - caption_first
@@ -247,25 +247,25 @@ def test_captions_lead_as_often_as_asked(corpus, caption_first):
 
 
 def test_windows_leave_little_padding(corpus):
-    plan = Plan(corpus, config(sequence=256, long="split"), rows=8, seed=0)
-    assert np.mean([plan.padding(step) for step in range(40)]) < 0.03
+    order = Order(corpus, config(sequence=256, long="split"), rows=8, seed=0)
+    assert np.mean([order.padding(step) for step in range(40)]) < 0.03
 
 
 def test_no_batch_is_all_of_one_kind(corpus):
-    plan = Plan(corpus, config(), rows=16, seed=0)
+    order = Order(corpus, config(), rows=16, seed=0)
     for step in range(40):
-        lengths = np.array([end - begin for _, begin, end, *_ in pieces(plan.rows_of(step))])
+        lengths = np.array([end - begin for _, begin, end, *_ in pieces(order.rows_of(step))])
         assert 0 < lengths[lengths > 200].sum() < 0.9 * lengths.sum()
 
 
 def test_fingerprint_tells_orders_apart(corpus, documents, write_dataset):
-    plan = Plan(corpus, config(), rows=8, seed=0)
-    assert plan.fingerprint(0) == Plan(corpus, config(paths=["elsewhere"]), rows=8, seed=0).fingerprint(0)
+    order = Order(corpus, config(), rows=8, seed=0)
+    assert order.fingerprint(0) == Order(corpus, config(paths=["elsewhere"]), rows=8, seed=0).fingerprint(0)
     others = [
-        Plan(corpus, config(), rows=8, seed=1),
-        Plan(corpus, config(), rows=16, seed=0),
-        Plan(corpus, config(caption_first=0.4), rows=8, seed=0),
-        Plan(corpus, config(shuffle=3), rows=8, seed=0),
-        Plan(Corpus.open([write_dataset(documents[1:])]), config(), rows=8, seed=0),
+        Order(corpus, config(), rows=8, seed=1),
+        Order(corpus, config(), rows=16, seed=0),
+        Order(corpus, config(caption_first=0.4), rows=8, seed=0),
+        Order(corpus, config(shuffle=3), rows=8, seed=0),
+        Order(Corpus.open([write_dataset(documents[1:])]), config(), rows=8, seed=0),
     ]
-    assert len({p.fingerprint(0) for p in [plan, *others]}) == 6
+    assert len({p.fingerprint(0) for p in [order, *others]}) == 6

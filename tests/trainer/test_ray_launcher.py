@@ -17,8 +17,8 @@ from motet.core.errors import UserError
 from motet.trainer.config import DataConfig
 from motet.trainer.data.collate import Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import Stream
-from motet.trainer.data.order import Plan
+from motet.trainer.data.loader import Loader
+from motet.trainer.data.order import Order
 from motet.trainer.run import metrics
 from motet.trainer.run.checkpoint import MODEL, OPTIMIZER, latest
 from motet.trainer.run.launch import launch, ray_train
@@ -124,13 +124,13 @@ def loop_of_ones_own(task: dict) -> None:
 
     corpus = Corpus.open([task["tokens"]], "train", holdout=0.02)
     vocabulary = Vocabulary.of(corpus.tokenizers)
-    plan = Plan(corpus, DataConfig(paths=[task["tokens"]], sequence=128), rows=8, seed=0)
-    stream = Stream(plan, vocabulary, Towers.of(vocabulary, {}), Noise(seed=0, steps=1000))
+    order = Order(corpus, DataConfig(paths=[task["tokens"]], sequence=128), rows=8, seed=0)
+    loader = Loader(order, vocabulary, Towers.of(vocabulary, {}), Noise(seed=0, steps=1000))
     rank, world = get_context().get_world_rank(), get_context().get_world_size()
     found = []
     for step in range(40):
-        for batch in stream.micro_batches(step, rank, world, micro_rows=8 // world):
-            found.append(metrics.hash_of_rows(batch, stream.share(step, rank, world)))
+        for batch in loader.micro_batches(step, rank, world, micro_rows=8 // world):
+            found.append(metrics.hash_of_rows(batch, loader.share(step, rank, world)))
     (Path(task["out"]) / f"{rank}.json").write_text(json.dumps(found))
 
 

@@ -13,8 +13,8 @@ from motet.trainer.config import DataConfig
 from motet.trainer.data.collate import Noise
 from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.fetched import Cache
-from motet.trainer.data.loader import Stream
-from motet.trainer.data.order import Cursor, Loss, Plan
+from motet.trainer.data.loader import Loader
+from motet.trainer.data.order import Cursor, Damage, Order
 from motet.trainer.data.records import LostBatches, Records
 from motet.trainer.run.metrics import hash_of_rows
 from motet.trainer.vocabulary import Towers, Vocabulary
@@ -27,20 +27,20 @@ WEIGHTS = {
 }
 
 
-def stream_of(path: str, cache: Path, cursor: str | None = None, **data) -> Stream:
+def stream_of(path: str, cache: Path, cursor: str | None = None, **data) -> Loader:
     """A stream as a new process opens it."""
     corpus = Corpus(Records.open([path], Cache(cache, 10**8)), "train", 0.05)
     vocabulary = Vocabulary.of(corpus.tokenizers)
-    plan = Plan(corpus, DataConfig(**{"paths": [path], "sequence": 64, "shuffle": 1, **data}), rows=50, seed=2)
+    order = Order(corpus, DataConfig(**{"paths": [path], "sequence": 64, "shuffle": 1, **data}), rows=50, seed=2)
     if cursor:
         row, *taken = json.loads(cursor)
-        plan.remember(Cursor(row, *map(tuple, taken)))
-    return Stream(plan, vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
+        order.remember(Cursor(row, *map(tuple, taken)))
+    return Loader(order, vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
 
 
-def batch(stream: Stream, step: int) -> int:
+def batch(loader: Loader, step: int) -> int:
     """A hash of everything that a step is given."""
-    found = stream.micro_batches(step, micro_rows=50)
+    found = loader.micro_batches(step, micro_rows=50)
     assert len(found) == 1
     return hash_of_rows(found[0], range(50))
 
@@ -61,12 +61,12 @@ def test_from_every_step_the_rest_is_what_it_was(dataset, far, tmp_path, weights
     undisturbed = stream_of(dataset, tmp_path / "none", **settings)
     whole = [batch(undisturbed, step) for step in range(STEPS)]
     assert len(set(whole)) == STEPS
-    assert undisturbed.plan.cursor(STEPS - 1).row > 0  # several windows
+    assert undisturbed.order.cursor(STEPS - 1).row > 0  # several windows
     for path, step in product((dataset, far), range(STEPS)):
         cache = tmp_path / ("cold" if step % 4 == 0 else "warm")
         shutil.rmtree(tmp_path / "cold", ignore_errors=True)
-        stream = stream_of(path, cache, json.dumps(undisturbed.plan.cursor(step)), **settings)
-        assert [batch(stream, later) for later in range(step, STEPS)] == whole[step:]
+        loader = stream_of(path, cache, json.dumps(undisturbed.order.cursor(step)), **settings)
+        assert [batch(loader, later) for later in range(step, STEPS)] == whole[step:]
     assert (tmp_path / "warm").exists() and not (tmp_path / "none").exists()  # only what is far needs a cache
 
 
@@ -74,15 +74,15 @@ def test_from_every_step_the_rest_is_what_it_was(dataset, far, tmp_path, weights
 def test_a_network_that_fails_for_a_while_changes_nothing(faults, far, dataset, tmp_path, kind):
     near = stream_of(dataset, tmp_path / "none")
     faults.fault = lambda method, path, n: kind if "shards/" in path and n <= 2 else ""
-    stream = stream_of(far, tmp_path / "cache")
-    assert [batch(stream, step) for step in range(3)] == [batch(near, step) for step in range(3)]
+    loader = stream_of(far, tmp_path / "cache")
+    assert [batch(loader, step) for step in range(3)] == [batch(near, step) for step in range(3)]
     assert any("shards/" in path and n > 1 for (_, path, _), n in faults.asked.items()) or kind == "slow"
 
 
 def test_a_network_that_breaks_for_good_stops_with_a_clear_word(faults, far, tmp_path):
-    stream = stream_of(far, tmp_path / "cache")
+    loader = stream_of(far, tmp_path / "cache")
     faults.fault = lambda method, path, n: "reset"
-    for what, opened in (("shards/", stream), ("", None)):
+    for what, opened in (("shards/", loader), ("", None)):
         with pytest.raises(files.Unreachable, match=rf"tokens/{what}.*asked 8 times.*the same command goes on"):
             batch(opened or stream_of(far, tmp_path / "cache"), 0)
     faults.fault = lambda method, path, n: "expired"
@@ -92,9 +92,9 @@ def test_a_network_that_breaks_for_good_stops_with_a_clear_word(faults, far, tmp
 
 def test_pieces_are_fetched_once_a_cache(faults, far, tmp_path):
     for _ in range(3):
-        stream = stream_of(far, tmp_path / "cache")
+        loader = stream_of(far, tmp_path / "cache")
         for step in range(STEPS):
-            batch(stream, step)
+            batch(loader, step)
     asked = {key: n for key, n in faults.asked.items() if "shards/" in key[1]}
     assert len(asked) > 3 and set(asked.values()) == {1}
 
@@ -122,16 +122,16 @@ def test_a_far_shard_that_is_not_whole_is_lost_and_others_take_its_place(far, da
     store.rm_file(shard)
     if how == "flip":
         store.pipe_file(shard, bytes(data))
-    stream = stream_of(far, tmp_path / "cache")
+    loader = stream_of(far, tmp_path / "cache")
     with pytest.raises(LostBatches, match=shard.rsplit("/", 1)[1]) as found:
-        batch(stream, 0)
-    stream.plan.lose(Loss(found.value.row, lost) for lost in found.value.lost)
-    lost = {k for each in found.value.lost for k in stream.plan.corpus.records.batches_of(each).tolist()}
+        batch(loader, 0)
+    loader.order.leave_out(Damage(found.value.row, lost) for lost in found.value.lost)
+    lost = {k for each in found.value.lost for k in loader.order.corpus.records.batches_of(each).tolist()}
     for step in range(STEPS):
-        batch(stream, step)
-        number_D = stream.plan.rows_of(step).documents.number_D
-        assert not lost & set(stream.plan.corpus.records.batch_of(number_D).tolist())
-    assert 0 < stream.plan.lost_documents() < 0.5
+        batch(loader, step)
+        number_D = loader.order.rows_of(step).documents.number_D
+        assert not lost & set(loader.order.corpus.records.batch_of(number_D).tolist())
+    assert 0 < loader.order.lost_documents() < 0.5
 
 
 def test_a_far_dataset_without_a_cache_is_refused(far):

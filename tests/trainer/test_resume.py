@@ -18,7 +18,7 @@ from motet.trainer.run import metrics
 from motet.trainer.run.checkpoint import MODEL, OPTIMIZER, DamagedCheckpoint, latest
 from motet.trainer.run.train import train
 
-TRAIN = "import sys; from motet.trainer.config import load; from motet.trainer.run.state.train import train; train(load(sys.argv[1]), sys.argv[2])"
+TRAIN = "import sys; from motet.trainer.config import load; from motet.trainer.run.train import train; train(load(sys.argv[1]), sys.argv[2])"
 CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 

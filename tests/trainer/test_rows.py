@@ -54,7 +54,7 @@ def test_what_is_read_is_what_was_written(rows):
 
 
 def test_documents_of_different_lengths_are_refused(dataset):
-    with pytest.raises(UserError, match=r"documents of different lengths, the first has .* pack them with `Plan`"):
+    with pytest.raises(UserError, match=r"documents of different lengths, the first has .* pack them with `Order`"):
         TokenRows(Corpus.open([dataset]), 8, seed=0).batch(0)
 
 

@@ -14,8 +14,8 @@ from motet.trainer.config import DataConfig
 from motet.trainer.data.batch import GroupedBatch
 from motet.trainer.data.collate import Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import Stream, heldout
-from motet.trainer.data.order import Plan
+from motet.trainer.data.loader import Loader, heldout
+from motet.trainer.data.order import Order
 from motet.trainer.run.metrics import hash_of_rows, wrapped
 from motet.trainer.vocabulary import Towers, Vocabulary
 
@@ -34,10 +34,10 @@ def config(**changes) -> DataConfig:
     return DataConfig(**{"paths": ["unused"], "sequence": 200, "long": "split", **changes})
 
 
-def stream_of(corpus, rows=8, seed=0, towers=None, steps=1000, **changes) -> Stream:
+def stream_of(corpus, rows=8, seed=0, towers=None, steps=1000, **changes) -> Loader:
     vocabulary = Vocabulary.of(corpus.tokenizers)
-    plan = Plan(corpus, config(**changes), rows, seed)
-    return Stream(plan, vocabulary, Towers.of(vocabulary, towers or {}), Noise(seed, steps))
+    order = Order(corpus, config(**changes), rows, seed)
+    return Loader(order, vocabulary, Towers.of(vocabulary, towers or {}), Noise(seed, steps))
 
 
 def rendered(document: Document, flipped: bool, vocabulary: Vocabulary) -> list[tuple]:
@@ -58,7 +58,7 @@ def rendered(document: Document, flipped: bool, vocabulary: Vocabulary) -> list[
 
 def in_sequence(batch: GroupedBatch, values_T: torch.Tensor) -> np.ndarray:
     restored = torch.empty_like(values_T)
-    restored[batch.order_T] = values_T
+    restored[batch.place_T] = values_T
     return restored.numpy()
 
 
@@ -68,12 +68,12 @@ def in_sequence(batch: GroupedBatch, values_T: torch.Tensor) -> np.ndarray:
 )
 def test_batches_in_sequence_order_are_the_documents_one_after_another(corpus, documents, vocabulary, long, towers):
     by_id = {d.sample_id: d for d in documents}
-    stream = stream_of(corpus, long=long, towers=towers)
-    sequence = stream.plan.data.sequence
+    loader = stream_of(corpus, long=long, towers=towers)
+    sequence = loader.order.data.sequence
     for step in range(6):
-        chosen = stream.plan.rows_of(step)
+        chosen = loader.order.rows_of(step)
         rows = chosen.rows
-        for at, batch in zip(range(0, 8, 4), stream.micro_batches(step, micro_rows=4), strict=True):
+        for at, batch in zip(range(0, 8, 4), loader.micro_batches(step, micro_rows=4), strict=True):
             ids, positions, document_of, block_of, labels, label_modality = (
                 in_sequence(batch, x)
                 for x in (
@@ -87,7 +87,7 @@ def test_batches_in_sequence_order_are_the_documents_one_after_another(corpus, d
             )
             tower_T = np.repeat(np.arange(len(batch.counts)), batch.counts)
             tower_of = in_sequence(batch, torch.from_numpy(tower_T))
-            latents = dict(zip(batch.order_T[batch.latent_row_N].tolist(), batch.latents_ND.numpy(), strict=True))
+            latents = dict(zip(batch.place_T[batch.latent_row_N].tolist(), batch.latents_ND.numpy(), strict=True))
             numbers, blocks = set(), Counter()
             for r, row in enumerate(rows[at : at + 4]):
                 t = r * sequence
@@ -99,7 +99,7 @@ def test_batches_in_sequence_order_are_the_documents_one_after_another(corpus, d
                     numbers.add(number)
                     for i, (id_, modality, latent, picture) in enumerate(tokens):
                         assert (ids[t], positions[t], document_of[t]) == (id_, i, number)
-                        assert stream.towers.names[tower_of[t]] == towers.get(modality, modality)
+                        assert loader.towers.names[tower_of[t]] == towers.get(modality, modality)
                         assert (block_of[t] > 0) == (latent is not None)
                         if latent is not None:
                             np.testing.assert_array_equal(latents.pop(t), latent)
@@ -124,15 +124,15 @@ def same(one: GroupedBatch, other: GroupedBatch) -> bool:
 
 
 def test_ranks_together_see_the_global_batch(corpus):
-    stream = stream_of(corpus, rows=8)
+    loader = stream_of(corpus, rows=8)
     for step in (0, 5):
-        alone = stream.micro_batches(step, micro_rows=1)
+        alone = loader.micro_batches(step, micro_rows=1)
         for world in (1, 2, 4, 8):
             seen = [None] * 8
             for rank in range(world):
-                mine = stream.share(step, rank, world)
+                mine = loader.share(step, rank, world)
                 assert len(mine) == 8 // world
-                for row, batch in zip(mine, stream.micro_batches(step, rank, world, micro_rows=1), strict=True):
+                for row, batch in zip(mine, loader.micro_batches(step, rank, world, micro_rows=1), strict=True):
                     seen[row] = batch
             assert all(same(a, b) for a, b in zip(seen, alone, strict=True))
 
@@ -149,14 +149,14 @@ def test_a_restart_at_any_step_goes_on_with_the_same_batches(corpus):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("long", ["split", "truncate"])
 def test_counts_are_the_labels_of_the_global_batch(corpus, vocabulary, long, dropout):
-    stream = stream_of(corpus, long=long, sequence=64, guidance_dropout=dropout)
+    loader = stream_of(corpus, long=long, sequence=64, guidance_dropout=dropout)
     for step in range(10):
         found = Counter(dict.fromkeys([*vocabulary.modalities, "diffusion"], 0))
-        for batch in stream.micro_batches(step, micro_rows=2):
+        for batch in loader.micro_batches(step, micro_rows=2):
             for m in batch.label_modality_T[batch.label_row_M].tolist():
                 found[vocabulary.modalities[m]] += 1
             found["diffusion"] += len(batch.latent_row_N)
-        assert stream.counts(step) == found
+        assert loader.counts(step) == found
     assert found["image"] == 0 and min(found[m] for m in ("text", "speech", "diffusion")) > 0
 
 
@@ -164,7 +164,7 @@ def test_dropped_captions_change_no_token_and_follow_the_document_over_ranks(cor
     whole, dropped = stream_of(corpus), stream_of(corpus, guidance_dropout=0.5)
     documents = 0
     for step in range(6):
-        kept, cut = (stream.micro_batches(step, micro_rows=8)[0] for stream in (whole, dropped))
+        kept, cut = (loader.micro_batches(step, micro_rows=8)[0] for loader in (whole, dropped))
         assert all(torch.equal(getattr(kept, f), getattr(cut, f)) for f in ("ids_T", "order_T", "time_N", "noise_ND"))
         documents += int(cut.document_T.max() - kept.document_T.max())
         rows = {}
@@ -177,13 +177,13 @@ def test_dropped_captions_change_no_token_and_follow_the_document_over_ranks(cor
 
 
 def test_sizes_that_do_not_divide_are_refused_with_those_that_do(corpus):
-    stream = stream_of(corpus, rows=12)
+    loader = stream_of(corpus, rows=12)
     with pytest.raises(
         UserError, match=r"12 rows do not divide into 2 workers x 4 micro_rows; use micro_rows 1, 2, 3, 6"
     ):
-        stream.micro_batches(0, 0, 2, 4)
+        loader.micro_batches(0, 0, 2, 4)
     with pytest.raises(UserError, match=r"12 rows do not divide into 5 workers x 1 micro_rows; use rows 10 or 15"):
-        stream.micro_batches(0, 0, 5, 1)
+        loader.micro_batches(0, 0, 5, 1)
 
 
 def test_the_loop_of_the_documentation_runs(discrete_dataset, monkeypatch, tmp_path):
@@ -199,18 +199,18 @@ def test_the_loop_of_the_documentation_runs(discrete_dataset, monkeypatch, tmp_p
         "world": 4,
         "Corpus": Corpus,
         "Vocabulary": Vocabulary,
-        "Plan": Plan,
+        "Plan": Order,
     }
-    exec(code, {**names, "DataConfig": DataConfig, "Stream": Stream, "Towers": Towers, "Noise": Noise})
+    exec(code, {**names, "DataConfig": DataConfig, "Stream": Loader, "Towers": Towers, "Noise": Noise})
     assert [(batch.rows, batch.sequence) for batch in seen] == [(8, 256)] * 6
 
 
-def drawn(stream: Stream, steps: int) -> dict[tuple, tuple[int, bytes]]:
+def drawn(loader: Loader, steps: int) -> dict[tuple, tuple[int, bytes]]:
     """(document, epoch, position) of each picture -> (its one diffusion step, its noise)."""
     found = {}
     for step in range(steps):
-        chosen = stream.plan.rows_of(step)
-        for row, batch in zip(chosen.rows, stream.micro_batches(step), strict=True):
+        chosen = loader.order.rows_of(step)
+        for row, batch in zip(chosen.rows, loader.micro_batches(step), strict=True):
             block_N = batch.block_T[batch.latent_row_N]
             for block in block_N.unique().tolist():
                 mine = block_N == block
@@ -248,8 +248,8 @@ def test_only_a_picture_that_leads_its_caption_gets_small_times(vocabulary, docu
     led = [dataclasses.replace(d, source="led", spans=d.spans[::-1]) for d in emoji[:60]]
     pairs = [dataclasses.replace(d, source="pairs", spans=(d.spans[1], d.spans[1])) for d in emoji[60:]]
     for made, highest in ((led, 500), (pairs, 1000)):
-        stream = stream_of(Corpus.open([write_dataset(made)]), caption_first=0.0)
-        times = [time for (*_, position), (time, _) in drawn(stream, 60).items() if position == 2]  # after bos, begin
+        loader = stream_of(Corpus.open([write_dataset(made)]), caption_first=0.0)
+        times = [time for (*_, position), (time, _) in drawn(loader, 60).items() if position == 2]  # after bos, begin
         assert 0.9 * highest < max(times) < highest
 
 
@@ -276,10 +276,10 @@ def test_a_model_that_knows_more_modalities_reads_data_with_fewer(vocabulary, do
     speeches = [d for d in documents if d.source == "speeches"]
     specs = {"text": vocabulary.tokenizers["text"]}
     corpus = Corpus.open([write_dataset(speeches, modalities=("text",), specs=specs)])
-    stream = Stream(Plan(corpus, config(), 4, 0), vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
-    (batch,) = stream.micro_batches(0, micro_rows=4)
+    loader = Loader(Order(corpus, config(), 4, 0), vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
+    (batch,) = loader.micro_batches(0, micro_rows=4)
     assert batch.counts == (800, 0, 0) and batch.latents_ND.shape == (0, 12)
-    assert stream.counts(0).keys() == {"text", "image", "speech", "diffusion"}
+    assert loader.counts(0).keys() == {"text", "image", "speech", "diffusion"}
 
 
 def test_hashes_of_rows_add_up_however_rows_are_shared_and_towers_are_cut(corpus):
@@ -291,10 +291,10 @@ def test_hashes_of_rows_add_up_however_rows_are_shared_and_towers_are_cut(corpus
             (2, 2, {"image": "text"}),
             (4, 2, {"speech": "text"}),
         ):
-            stream, total = stream_of(corpus, rows=8, towers=towers), 0
+            loader, total = stream_of(corpus, rows=8, towers=towers), 0
             for rank in range(world):
-                mine = stream.share(step, rank, world)
-                for i, batch in enumerate(stream.micro_batches(step, rank, world, micro_rows)):
+                mine = loader.share(step, rank, world)
+                for i, batch in enumerate(loader.micro_batches(step, rank, world, micro_rows)):
                     total += hash_of_rows(batch, mine[i * micro_rows : (i + 1) * micro_rows])
             found.add(wrapped(total))
         assert len(found) == 1

@@ -12,7 +12,7 @@ from motet.core.errors import UserError
 from motet.pipeline.dataset.shard import DamagedShard
 from motet.trainer.config import load
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.order import Plan
+from motet.trainer.data.order import Order
 from motet.trainer.run import metrics
 from motet.trainer.run.checkpoint import latest, open_model
 from motet.trainer.run.launch import launch
@@ -58,8 +58,8 @@ def test_a_row_tells_what_the_step_did(train_config, tmp_path):
     train(config, tmp_path / "run", on_step=seen.append)
     rows = rows_of(tmp_path / "run")
     assert rows == json.loads(json.dumps(seen))
-    plan = Plan(Corpus.open(config.data.paths, "train", config.data.holdout), config.data, config.rows, config.seed)
-    tokens = [sum(p.end - p.begin for row in plan.rows_of(step).rows for p in row) for step in range(4)]
+    order = Order(Corpus.open(config.data.paths, "train", config.data.holdout), config.data, config.rows, config.seed)
+    tokens = [sum(p.end - p.begin for row in order.rows_of(step).rows for p in row) for step in range(4)]
     assert [row["tokens"] for row in rows] == [sum(tokens[: i + 1]) for i in range(4)]
     assert [row["lr"] for row in rows] == [learning_rate(i, 4, config.optimizer) for i in range(4)]
     assert len({row["batch"] for row in rows}) == 4

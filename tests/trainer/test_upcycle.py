@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from motet.core.errors import UserError
 from motet.trainer.config import ModelConfig
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.generate.kv_cache import Context
+from motet.trainer.generate.kv_cache import KVCache
 from motet.trainer.model.llama import Dense
 from motet.trainer.model.mot import MoT
 from motet.trainer.run import metrics
@@ -71,7 +71,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name, towers, tmp_pa
     begin = vocabulary.base[TEXT][0]
     prompt = np.random.default_rng(0).integers(0, 256, 20)
     tower = np.arange(20)[None] % towers  # all towers are the same model, whoever takes a position
-    context = Context(ours, 1, 60)
+    context = KVCache(ours, 1, 60)
     hidden = context.extend(begin + prompt[None], tower)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(prompt)[None]).logits[0]

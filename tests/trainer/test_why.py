@@ -5,31 +5,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from motet.trainer.use.order import forecast
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.manifest import Manifest
-from motet.trainer.data import order as plan
-from motet.trainer.data.loader import Stream
+from motet.trainer.data import order as order
+from motet.trainer.data.loader import Loader
 from motet.trainer.data.records import LostBatches
 from motet.trainer.run import metrics
 from motet.trainer.run.checkpoint import open_model
 from motet.trainer.run.state import Run
 from motet.trainer.run.train import train
-from motet.trainer.use.plan import forecast
 from motet.trainer.use.why import why
 
 
 def test_the_samples_of_a_step_are_those_that_it_was_given(train_config, tmp_path, monkeypatch):
     given: dict[int, list[tuple]] = {}
-    read = Stream.micro_batches
+    read = Loader.micro_batches
 
-    def noted(self: Stream, step: int, *arguments):
-        chosen = self.plan.rows_of(step)
+    def noted(self: Loader, step: int, *arguments):
+        chosen = self.order.rows_of(step)
         ids = chosen.documents.sample_D2.astype(">u8")
         given[step] = [(r, ids[p.document].tobytes().hex(), *p[1:]) for r, row in enumerate(chosen.rows) for p in row]
         return read(self, step, *arguments)
 
-    monkeypatch.setattr(Stream, "micro_batches", noted)
+    monkeypatch.setattr(Loader, "micro_batches", noted)
     config = train_config(
         steps=90,
         rows=8,
@@ -41,8 +41,8 @@ def test_the_samples_of_a_step_are_those_that_it_was_given(train_config, tmp_pat
     (shards,) = (Manifest.load(path) for path in config.data.paths)
     there = {entry.file: shards.open_shard(entry) for entry in shards.shards}
     packed = []
-    pack = plan.Plan._pack
-    monkeypatch.setattr(plan.Plan, "_pack", lambda self, begin: packed.append(begin) or pack(self, begin))
+    pack = order.Order._pack
+    monkeypatch.setattr(order.Order, "_pack", lambda self, begin: packed.append(begin) or pack(self, begin))
     for step in (0, 3, 44, 70, 89):
         packed.clear()
         told = why(tmp_path / "run", step)
@@ -105,4 +105,4 @@ def test_damaged_held_out_documents_are_left_out_of_evaluation_only(
     assert run.heldout() != whole and shard.name in caplog.text
     assert run.heldout() == run.heldout() and len(run.unseen_lost) == 1
     with pytest.raises(LostBatches):
-        run.stream.plan.corpus.read(np.arange(run.stream.plan.corpus.records.begin[-1]))
+        run.loader.order.corpus.read(np.arange(run.loader.order.corpus.records.begin[-1]))

@@ -62,22 +62,22 @@ class Motet(Peer):
         return Loader(batches(), lambda: str(coming).encode())
 
     def documents(self, folder: Path, seed: int, algorithm: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass of a `Stream`, without the markers that it sets round every document."""
+        """One pass of a `Loader`, without the markers that it sets round every document."""
         import numpy as np
         import torch
 
         from motet.trainer.config import DataConfig
         from motet.trainer.data.collate import Noise
         from motet.trainer.data.corpus import Corpus
-        from motet.trainer.data.loader import Stream
-        from motet.trainer.data.order import Plan
+        from motet.trainer.data.loader import Loader
+        from motet.trainer.data.order import Order
         from motet.trainer.vocabulary import Towers, Vocabulary
 
         corpus = Corpus.open([str(folder)])
         vocabulary = Vocabulary.of(corpus.tokenizers)
-        plan = Plan(corpus, DataConfig(paths=[str(folder)], sequence=LENGTH + 2), BATCH, seed)
+        plan = Order(corpus, DataConfig(paths=[str(folder)], sequence=LENGTH + 2), BATCH, seed)
         base = vocabulary.base["text"][0]
-        for batch in Stream(plan, vocabulary, Towers.of(vocabulary, {}), Noise(seed, 1000)).once(BATCH):
+        for batch in Loader(plan, vocabulary, Towers.of(vocabulary, {}), Noise(seed, 1000)).once(BATCH):
             # Of one tower, so in the order of the rows; specials, padding among them, come before `base`.
             ids_RS = batch.ids_T.numpy().reshape(BATCH, LENGTH + 2)
             true_RS = ids_RS >= base

@@ -13,9 +13,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from motet.core.hashing import content_hash
 from pydantic import Field
 
+from motet.core.hashing import content_hash
 from motet.tokenizers import contract
 from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens
 from motet.tokenizers.media import load_text

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -22,12 +23,9 @@ import typer
 from motet.core.errors import UserError
 
 
-def check_words(words: Sequence[str]) -> None:
-    """UserError if `motet` does not take these words: known before a workflow begins, not hours later at that step."""
-    from motet.orchestration.cli import app
-
-    command: Any = typer.main.get_command(app)
-    at, rest = "motet", list(words)
+def check_words(words: Sequence[str], root: Any) -> None:
+    """UserError if `root`, the command `motet`, does not take these words: known before a workflow begins, not hours later."""
+    command, at, rest = root, "motet", list(words)
     try:
         while rest and not rest[0].startswith("-") and hasattr(command, "resolve_command"):
             _, command, left = command.resolve_command(command.context_class(command, info_name=at), rest)
@@ -61,10 +59,8 @@ def run_verb(words: Sequence[str]) -> int:
 def _verb(words: list[str]) -> None:
     os.setpgid(0, 0)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    from motet.orchestration.cli import main
-
     sys.argv = ["motet", *words]
-    main()
+    runpy.run_module("motet.orchestration", run_name="__main__")
 
 
 def _leave_with_parent() -> None:

@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from motet.core.hashing import content_hash
 from pydantic import Field
 from sqlalchemy import DateTime, Engine, ForeignKey, create_engine, select
 from sqlalchemy.exc import DatabaseError
@@ -27,6 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from motet.core.configuration import Settings, load_config
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.orchestration.process import check_words, run_verb
 
 DATABASE = "workflow.sqlite"
@@ -74,8 +74,8 @@ class Workflow(Settings):
     steps: Annotated[tuple[Step, ...], Field(min_length=1)]
 
     @classmethod
-    def load(cls, path: Path) -> Workflow:
-        """Read and check a workflow; UserError for an unknown need, a cycle, a name used twice, or words that cannot be read."""
+    def load(cls, path: Path, root: Any) -> Workflow:
+        """Read and check a workflow, its steps against the command `root`; UserError for an unknown need, a cycle, a name used twice, or words that cannot be read."""
         workflow = load_config(path, cls)
         names = [step.name for step in workflow.steps]
         for i, step in enumerate(workflow.steps):
@@ -84,7 +84,7 @@ class Workflow(Settings):
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
             try:
-                check_words(words)
+                check_words(words, root)
             except UserError as error:
                 raise UserError(f"{path}: steps.{i}.run: {error}") from None
             if names.count(step.name) > 1:
@@ -142,9 +142,9 @@ class StepFailed(Exception):
         self.code = code
 
 
-def run_workflow(path: Path, out: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Bring a workflow's outputs up to date; the state of each step (`done` or `skipped`). Raises StepFailed."""
-    workflow = Workflow.load(path)
+def run_workflow(path: Path, out: Path, root: Any, say: Callable[[str], None]) -> dict[str, str]:
+    """Bring a workflow's outputs up to date, by verbs of the command `root`; the state of each step (`done` or `skipped`). Raises StepFailed."""
+    workflow = Workflow.load(path, root)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

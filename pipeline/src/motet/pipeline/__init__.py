@@ -1,5 +1,5 @@
 """Corpora to document shards to statistics.
 
-A corpus is cut into partitions (`plan`), each partition is tokenized by a pure function (`tokenize`) that an engine
-(`engines`) maps over the plan, every result is committed atomically (`commit`), and the manifest is written last.
+`corpus` is what comes in, cut into partitions; `job` tokenizes each by a pure function that an engine maps over them, and
+commits every result atomically; `dataset` is what comes out.
 """

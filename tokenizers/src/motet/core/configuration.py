@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from motet.core.configuration import Settings
 from motet.core.errors import UserError
 
-__all__ = ["Settings", "UserError", "dump_config", "load_config", "override", "validate"]
-
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """Base of every typed setting in motet: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def load_config(path: str | Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:

@@ -3,3 +3,8 @@
 
 class UserError(Exception):
     """The user's input or configuration is wrong. One line: what is wrong, where, what to do. The command exits with 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and words of another library's exception, for a message: one line of at most 200 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")[:200]

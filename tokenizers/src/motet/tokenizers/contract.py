@@ -8,7 +8,6 @@ without the tokenizer that wrote it.
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import xxhash
-from pydantic import BaseModel, ConfigDict
 
+from motet.core.configuration import Settings
 from motet.core.errors import UserError
 
 
@@ -98,12 +96,6 @@ class Waveform:
     rate: int
 
 
-class Settings(BaseModel):
-    """Base of every typed setting in motet: unknown keys are errors, values do not change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
 class Tokenizer(ABC):
     """Base class of all tokenizers, built in and plugged in.
 
@@ -144,16 +136,3 @@ class Tokenizer(ABC):
         it raises UserError.
         """
         raise UserError(f"{cls.__name__} cannot be fitted: give it weights by path or hub id")
-
-
-def content_hash(*parts: Any) -> str:
-    """xxh3-128 (hex) over bytes, arrays and JSON-able values, each length-prefixed so that parts cannot run together."""
-    state = xxhash.xxh3_128()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            part = str(part.dtype).encode() + str(part.shape).encode() + np.ascontiguousarray(part).tobytes()
-        elif not isinstance(part, bytes):
-            part = json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.hexdigest()

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from motet.core.errors import one_line
 from motet.tokenizers.contract import BadSample, Waveform
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -59,7 +60,7 @@ def load_reduced(
         except Image.DecompressionBombError as error:
             raise BadSample("image-too-large", str(error)) from None
         except Exception as error:  # a parser of hostile bytes: whatever it raises is the file's fault
-            raise BadSample("not-an-image", _line(error)) from None
+            raise BadSample("not-an-image", one_line(error)) from None
         if image.width * image.height > max_pixels:
             raise BadSample("image-too-large", f"{image.width} x {image.height} is over {max_pixels} pixels")
         passes = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1
@@ -71,7 +72,7 @@ def load_reduced(
             ImageOps.exif_transpose(image, in_place=True)
             return _on_white(image), filled or image.size
         except Exception as error:  # the same, one layer deeper
-            raise BadSample("truncated-image", _line(error)) from None
+            raise BadSample("truncated-image", one_line(error)) from None
 
 
 def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
@@ -110,7 +111,7 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
                 if frames == promised and file.seekable():
                     break  # a seekable file is read to its promised end and no further: spares the seeks of asking
     except soundfile.LibsndfileError as error:
-        raise BadSample("truncated-audio" if cut_short else "not-audio", _line(error)) from None
+        raise BadSample("truncated-audio" if cut_short else "not-audio", one_line(error)) from None
     if frames < promised and not endless:
         raise BadSample("truncated-audio", f"{frames} of {promised} frames")
     if not frames:
@@ -220,10 +221,6 @@ def _endless(data: bytes) -> bool:
         return not int.from_bytes(data[21:26], "big") & ((1 << 36) - 1)
     place = data.find(b"data", 12, 4096) if data.startswith(b"RIFF") else -1
     return place > 0 and data[place + 4 : place + 8] in (b"\0\0\0\0", b"\xff\xff\xff\xff")
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 class _Sound(io.BytesIO):

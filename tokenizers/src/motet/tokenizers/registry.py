@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from motet.core.configuration import validate
-from motet.core.errors import UserError
+from motet.core.errors import UserError, one_line
 from motet.tokenizers.contract import Tokenizer
 
 GROUP = "motet.tokenizers"
@@ -133,8 +133,7 @@ def _load(target: str) -> type[Tokenizer]:
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # a plug-in's import may fail in any way, and none of them may stop the others
-        first_line = (str(error).splitlines() or [""])[0]
-        raise UnavailableError(f"{type(error).__name__}: {first_line}") from error
+        raise UnavailableError(one_line(error)) from error
     if not (isinstance(found, type) and issubclass(found, Tokenizer)):
         raise UnavailableError(f"{target} is not a subclass of motet.tokenizers.contract.Tokenizer")
     return found

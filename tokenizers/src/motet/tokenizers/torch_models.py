@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from motet.core.hashing import content_hash
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from motet.core.errors import UserError
+from motet.core.errors import UserError, one_line
+from motet.core.hashing import content_hash
 
 Model = TypeVar("Model", bound=nn.Module)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -68,7 +68,7 @@ def to_device(model: Model, device: str) -> Model:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # no driver, no such number, out of memory; built without CUDA
         raise UserError(
-            f"device: {device} cannot be used here ({_line(error)}); run where there is one, or set device to cpu"
+            f"device: {device} cannot be used here ({one_line(error)}); run where there is one, or set device to cpu"
         ) from None
 
 
@@ -97,7 +97,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: not a file of plain tensors, and motet runs no code from files; convert it to safetensors"
         ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as weights ({_line(error)}); fetch the file again") from None
+        raise UserError(f"{path}: cannot be read as weights ({one_line(error)}); fetch the file again") from None
     for key in ("state_dict", "model", "best_state"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -132,7 +132,7 @@ def open_diffusers(kind: type[Model], path: str, subfolder: str = "") -> Model:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded as {kind.__name__}: {_line(error)}; fetch it again") from None
+        raise UserError(f"{folder}: cannot be loaded as {kind.__name__}: {one_line(error)}; fetch it again") from None
     finally:
         diffusers_log.setLevel(level)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -157,7 +157,7 @@ def fetch(hub_id: str, name: str, subfolder: str = "") -> Path:
         return Path(hf_hub_download(hub_id, inside))
     except Exception as error:  # the errors of three layers of network clients, which have no common class
         raise UserError(
-            f"{hub_id}: is no folder here, and {constants.ENDPOINT} does not give its {inside} ({_line(error)}); download "
+            f"{hub_id}: is no folder here, and {constants.ENDPOINT} does not give its {inside} ({one_line(error)}); download "
             "the model where there is a network and set path to its folder"
         ) from None
 
@@ -182,14 +182,9 @@ def _check_config(folder: Path, kind: type[nn.Module]) -> None:
     except FileNotFoundError:
         raise UserError(f"{folder}: has no config.json; path must be a diffusers folder (or set subfolder)") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {_line(error)}; fetch it again") from None
+        raise UserError(f"{file}: cannot be read: {one_line(error)}; fetch it again") from None
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != kind.__name__:
         raise UserError(
             f"{file}: _class_name: describes {found}, expected {kind.__name__}; use the tokenizer made for it"
         )
-
-
-def _line(error: Exception) -> str:
-    """An error's first line, short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

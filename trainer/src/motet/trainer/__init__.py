@@ -1,4 +1,5 @@
 """Document shards to batches to a Mixture-of-Transformers to checkpoints to media.
 
-`stream` turns shards into grouped batches, `model` is the MoT, `train` is the loop; `launch` runs the loop here or on Ray.
+`data` turns shards into grouped batches, `model` is the MoT with its `kernels`, `objective` what a step minimises, `run` the
+training loop and its launchers, `generate` what comes after a prompt, `use` what is done with all of that.
 """

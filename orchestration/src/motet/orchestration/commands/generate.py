@@ -9,7 +9,7 @@ import typer
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, one of its checkpoints, or an exported model.")],
     out: Annotated[Path, typer.Option(help="File for the result; for several spans, or with --prompts, a folder.")],
     to: Annotated[
         str | None,
@@ -59,12 +59,13 @@ def generate(
         write_page,
         write_spans,
     )
+    from motet.trainer.use.trained import Trained
 
     wanted = (
         read_prompts(prompts) if prompts is not None else [Prompt(_parts(text, image, speech), modalities(str(to)))]
     )
-    sampler = Sampler(run)
-    if guidance != 1 and not sampler.trained.config.data.guidance_dropout:
+    sampler = Sampler(Trained.open(run))
+    if guidance != 1 and not sampler.trained.guidance_dropout:
         typer.echo("warning: this model was trained without data.guidance_dropout; guidance may do harm", err=True)
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, steps=steps, guidance=guidance)
     drawn = sampler.draw(wanted, sampling, Limits(seconds, words, spans))

@@ -50,8 +50,8 @@ def view(
     Example: `motet view tokens --count 40 --html view.html`, or `motet view tokens 3fa9c1`
     """
     from motet.pipeline.dataset import view as viewer
-    from motet.pipeline.dataset.dataset_tokenizers import dataset_tokenizers
     from motet.pipeline.dataset.manifest import Manifest
+    from motet.pipeline.dataset.tokenizers import dataset_tokenizers
 
     manifest = Manifest.load(dataset)
     documents = viewer.pick(manifest, samples) if samples else viewer.spread(manifest, count)

@@ -9,6 +9,7 @@ import typer
 
 
 def run(
+    context: typer.Context,
     workflow: Annotated[Path, typer.Argument(help="YAML file of steps.")],
     out: Annotated[Path, typer.Option(help="Folder that holds all outputs and the record of the steps.")],
 ) -> int:
@@ -19,7 +20,7 @@ def run(
     from motet.orchestration.workflow import StepFailed, run_workflow
 
     try:
-        states = run_workflow(workflow, out, lambda line: typer.secho(line, bold=True))
+        states = run_workflow(workflow, out, context.find_root().command, lambda line: typer.secho(line, bold=True))
     except StepFailed as failed:
         typer.echo(f"motet: {failed}", err=True)
         return failed.code
@@ -28,14 +29,17 @@ def run(
     return 0
 
 
-def demo(out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo")) -> int:
+def demo(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+) -> int:
     """The whole line on the bundled corpus: tokenize, statistics, train, evaluate, generate. Needs only the repository.
 
     Example: `motet demo --out demo`
     """
     from motet.orchestration.demo import summary, workflow_file
 
-    code = run(workflow_file(), out)
+    code = run(context, workflow_file(), out)
     if code == 0:
         summary(out)
     return code

@@ -33,16 +33,17 @@ def score(
     """
     from motet.core.errors import UserError
     from motet.trainer.generate.generator import Sampling
-    from motet.trainer.run.checkpoint import checkpoint_of, read_state
     from motet.trainer.use.media.score import TASKS, lines
     from motet.trainer.use.media.score import score as judge
+    from motet.trainer.use.trained import Trained
 
-    known = read_state(checkpoint_of(run)).vocabulary["tokenizers"]
+    trained = Trained.open(run)
+    known = trained.vocabulary.tokenizers
     wanted = to or [m for m in TASKS if m in known and (m != "text" or "image" in known)]
     if strange := [m for m in wanted if m not in TASKS]:
         raise UserError(f"--to {strange[0]}: nothing judges that; choose from {', '.join(TASKS)}")
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, steps=steps, guidance=guidance)
-    found = judge(run, wanted, count, sampling)
+    found = judge(trained, wanted, count, sampling)
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -65,7 +66,8 @@ def sheet(
     """
     from motet.trainer.generate.generator import Sampling
     from motet.trainer.use.media.sheet import write_sheet
+    from motet.trainer.use.trained import Trained
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, steps=steps, guidance=guidance)
-    write_sheet(run, out, count, sampling)
+    write_sheet(Trained.open(run), out, count, sampling)
     typer.echo(f"wrote {out}")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def train(
@@ -47,9 +44,10 @@ def plan(
     Example: `motet plan train.yaml --set data.sequence=4096`
     """
     from motet.trainer.config import load
-    from motet.trainer.use.plan import forecast, tables
+    from motet.trainer.use.plan import plan as foresee
+    from motet.trainer.use.plan import tables
 
-    found = forecast(load(config, set_ or []), steps)
+    found = foresee(load(config, set_ or []), steps)
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -117,13 +115,13 @@ def export(
     Example: `motet export run --out birds-1b --dtype bfloat16`
     """
     from motet.core.errors import UserError
-    from motet.trainer.model.llama import export_llama
-    from motet.trainer.use.exported import DTYPES
+    from motet.trainer.use.exported import DTYPES, export_llama
     from motet.trainer.use.exported import export as write
+    from motet.trainer.use.trained import Trained
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
-    written = (export_llama if llama else write)(run, out, dtype)
+    written = (export_llama if llama else write)(Trained.open(run), out, dtype)
     typer.echo(f"wrote {written}" + ("" if llama else f"; see {written / 'README.md'}"))
 
 
@@ -137,17 +135,17 @@ def evaluate(
     Example: `motet evaluate run`
     """
     from motet.core.errors import UserError
-    from motet.trainer.run.checkpoint import checkpoint_of, read_state
     from motet.trainer.use.evaluate import evaluate as measure
     from motet.trainer.use.evaluate import source_table, table
+    from motet.trainer.use.trained import Trained
 
-    paths = read_state(checkpoint_of(run)).config["data"]["paths"]
+    trained = Trained.open(run)
     lengths, reason = None, "a text tokenizer whose ids do not stand for bytes"
     try:
-        lengths = _byte_lengths(paths[0])
+        lengths = trained.tokenizers(["text"])["text"].byte_lengths()
     except UserError as error:
         reason = str(error)
-    found = measure(run, rows, lengths)
+    found = measure(trained, rows, lengths)
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -159,11 +157,3 @@ def evaluate(
         console.print(f"No bits per byte: {reason}", highlight=False)
     if len(found["sources"]) > 1:
         console.print(source_table(found))
-
-
-def _byte_lengths(dataset: str) -> np.ndarray | None:
-    """Of the ids of the text tokenizer that encoded a dataset; UserError if it cannot be had any more."""
-    from motet.pipeline.dataset.dataset_tokenizers import dataset_tokenizers
-    from motet.pipeline.dataset.manifest import Manifest
-
-    return dataset_tokenizers(Manifest.load(dataset), ["text"])["text"].byte_lengths()

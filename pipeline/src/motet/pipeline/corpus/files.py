@@ -2,10 +2,7 @@
 
     path or URI --`walk` | `entries` | `stat`--> names, sizes, versions --`read` | `blocks` | `opened`--> bytes, as many as promised
 
-Every answer of a remote store is held against the length that it should have. What may pass (5xx, time-outs, resets, short
-answers) is tried again, ever more slowly; if it does not pass, `Unreachable` fails the partition, never a sample, because
-the same command will do it later. A refusal (an expired token, a missing permission) is told at once: `Refused`. Keys and
-end points come from the cloud libraries' own environment variables and files, so a path can be sent to any worker.
+Remote files are asked for by `remote`, which tries again while that may help.
 """
 
 from __future__ import annotations
@@ -15,45 +12,19 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
-from motet.core.errors import UserError
+from motet.pipeline.remote import Info, ask, info_of, is_remote, ranged
 
 BLOCK = 1 << 20
 """Bytes read at a time from a local file."""
 REMOTE_BLOCK = 8 << 20
 """Bytes asked for at a time from a remote one: enough that latency does not count."""
-ATTEMPTS = 8
-WAIT = 0.2
-"""Seconds before the second attempt; doubled for every further one, up to 10."""
-T = TypeVar("T")
-
-
-class Unreachable(Exception):
-    """A remote store does not answer, or not in full, however often it is asked."""
-
-
-class Refused(UserError):
-    """A remote store answers that we may not: trying again helps only when something else has changed."""
 
 
 class Changed(Exception):
     """A local file is not as long as it was when the job was planned."""
-
-
-@dataclass(frozen=True)
-class Info:
-    """Size in bytes, and what changes when the content does: ETag, or the time of its last change."""
-
-    size: int
-    version: str
-
-
-def is_remote(path: str) -> bool:
-    """Whether this is a URI."""
-    return "://" in path
 
 
 def absolute(base: Path, path: str) -> str:
@@ -77,7 +48,7 @@ def stat(path: str) -> Info | None:
     """Size and version of a file; None if there is no such file (a local folder counts as one, for messages)."""
     if is_remote(path):
         try:
-            return _info(_ask(path, lambda fs, name: _file_info(fs, name)))
+            return info_of(ask(path, lambda fs, name: _file_info(fs, name)))
         except FileNotFoundError:
             return None
     try:
@@ -93,7 +64,7 @@ def is_folder(path: str) -> bool:
         if re.match(r"https?://", path):
             return False  # the web has no folders; and asking would fetch a page
         try:
-            info = _ask(path, lambda fs, name: fs.info(name))  # `isdir` of some stores says no when they do not answer
+            info = ask(path, lambda fs, name: fs.info(name))  # `isdir` of some stores says no when they do not answer
         except FileNotFoundError:
             return False
         return bool(info["type"] == "directory")
@@ -104,9 +75,9 @@ def walk(root: str) -> dict[str, Info]:
     """Every file below a folder, by relative name, sorted; names that begin with a dot are left out. One listing."""
     found: dict[str, Info] = {}
     if is_remote(root):
-        listed = _ask(root, lambda fs, name: (name, fs.find(name, detail=True)))
+        listed = ask(root, lambda fs, name: (name, fs.find(name, detail=True)))
         for name, info in listed[1].items():
-            found[name[len(listed[0]) :].lstrip("/")] = _info(info)
+            found[name[len(listed[0]) :].lstrip("/")] = info_of(info)
     else:
         for folder, _, names in os.walk(root):
             for name in names:
@@ -126,7 +97,7 @@ def listing(root: str) -> Callable[[str], Info | None]:
         folder, _, last = posixpath.normpath(name).rpartition("/")
         if folder not in folders:
             there = entries(join(root, folder).rstrip("/"))
-            folders[folder] = {found: _info(info) for found, info in there.items() if info["type"] == "file"}
+            folders[folder] = {found: info_of(info) for found, info in there.items() if info["type"] == "file"}
         return folders[folder].get(last)
 
     return look
@@ -135,7 +106,7 @@ def listing(root: str) -> Callable[[str], Info | None]:
 def entries(folder: str) -> dict[str, dict[str, Any]]:
     """What lies right in a remote folder, by name; nothing if there is no such folder."""
     try:
-        found = _ask(folder, lambda fs, place: fs.ls(place, detail=True))
+        found = ask(folder, lambda fs, place: fs.ls(place, detail=True))
     except FileNotFoundError:
         return {}
     names = {info["name"].rstrip("/").rsplit("/", 1)[-1]: info for info in found}
@@ -150,7 +121,7 @@ def read(path: str, begin: int = 0, end: int | None = None) -> bytes:
             if info is None:
                 raise FileNotFoundError(path)
             end = info.size
-        return _ranged(path, begin, end)
+        return ranged(path, begin, end)
     with open(path, "rb") as file:
         file.seek(begin)
         data = file.read() if end is None else file.read(end - begin)
@@ -163,7 +134,7 @@ def blocks(path: str, begin: int, end: int) -> Iterator[bytes]:
     """A range of a file, a block at a time."""
     if is_remote(path):
         for start in range(begin, end, REMOTE_BLOCK):
-            yield _ranged(path, start, min(start + REMOTE_BLOCK, end))
+            yield ranged(path, start, min(start + REMOTE_BLOCK, end))
         return
     with open(path, "rb") as file:
         file.seek(begin)
@@ -206,101 +177,10 @@ class _Remote(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        data = _ranged(self._path, self._at, min(self._at + len(buffer), self._size))
+        data = ranged(self._path, self._at, min(self._at + len(buffer), self._size))
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
-
-
-def _ranged(path: str, begin: int, end: int) -> bytes:
-    if end <= begin:
-        return b""
-
-    def fetch(fs: Any, name: str) -> bytes:
-        data = fs.cat_file(name, start=begin, end=end)
-        if len(data) < end - begin:
-            raise ConnectionError(f"{len(data)} bytes came of the {end - begin} from {begin}")
-        if len(data) > end - begin:
-            raise Refused(f"{path}: this server cannot send a part of a file; copy the file to a store that can")
-        return data
-
-    return _ask(path, fetch)
-
-
-def _ask(path: str, question: Callable[[Any, str], T]) -> T:
-    """`question(file system, name)`, asked again while what goes wrong may pass."""
-    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
-
-    fs, name = _file_system(path)
-
-    def attempt() -> T:
-        try:
-            return question(fs, name)
-        except Exception as error:
-            raise _judged(error, path) from error
-
-    retrying = Retrying(
-        retry=retry_if_exception_type(Unreachable),
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential_jitter(initial=WAIT, max=10, jitter=WAIT),
-        reraise=True,
-    )
-    return retrying(attempt)
-
-
-def _judged(error: Exception, path: str) -> Exception:
-    """What a file system's exception means: missing, refused, for now unreachable, or a bug (itself)."""
-    if isinstance(error, (FileNotFoundError, UserError)):
-        return error
-    status = _status(error)
-    told = str(error) or type(error).__name__
-    if status in (404, 410):
-        return FileNotFoundError(path)
-    refused = isinstance(error, PermissionError) or type(error).__name__ in (
-        "NoCredentialsError",
-        "TokenRetrievalError",
-    )
-    if refused or (status is not None and 400 <= status < 500 and status not in (408, 425, 429)):
-        return Refused(
-            f"{path}: the store refuses: {told}; renew the token or key, or have the permission given, then run the same "
-            "command again: it goes on where it stopped"
-        )
-    module = type(error).__module__.split(".")[0]
-    if isinstance(error, OSError | EOFError) or module in (
-        "aiohttp",
-        "botocore",
-        "requests",
-        "httpx",
-        "gcsfs",
-        "urllib3",
-    ):
-        return Unreachable(f"{path}: {told} (asked {ATTEMPTS} times); the same command goes on when the store is back")
-    return error
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an exception of any of the cloud libraries."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if type(error).__module__ != "aiohttp.http_exceptions":  # their code 400 is said of a broken answer, by us
-            codes = getattr(error, "status", None), getattr(error, "code", None), getattr(response, "status_code", None)
-            if (found := next((code for code in codes if isinstance(code, int)), None)) is not None:
-                return found
-        error = error.__cause__
-    return None
-
-
-def _file_system(path: str) -> tuple[Any, str]:
-    """The file system of a URI and the name there; it remembers no listings, because a plan must see what is there now."""
-    try:
-        import fsspec
-
-        fs, name = fsspec.core.url_to_fs(path, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{path}: {error}; pip install 'motet-pipeline[remote]' brings s3, gs, hf and https") from None
-    return fs, name
 
 
 def _file_info(fs: Any, name: str) -> dict[str, Any]:
@@ -308,20 +188,3 @@ def _file_info(fs: Any, name: str) -> dict[str, Any]:
     if info.get("type") == "directory":
         raise FileNotFoundError(name)
     return info
-
-
-def _info(info: dict[str, Any]) -> Info:
-    if info.get("size") is None:
-        raise Refused(f"{info.get('name')}: the server does not tell its size; copy the file to a store that does")
-    keys = (
-        "ETag",
-        "etag",
-        "generation",
-        "md5Hash",
-        "blob_id",
-        "LastModified",
-        "last_modified",
-        "Last-Modified",
-        "mtime",
-    )
-    return Info(int(info["size"]), next((str(info[key]) for key in keys if info.get(key) is not None), ""))

@@ -12,23 +12,21 @@ is refused). docs/recovery.md has every crash window. What no manifest names any
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from motet.core.hashing import content_hash
-
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.pipeline.dataset import rejects
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
+from motet.pipeline.dataset.rejects import Reject
 from motet.pipeline.dataset.seal import seal, unseal
 from motet.pipeline.dataset.store import Found, Store
 from motet.pipeline.dataset.totals import Totals
-from motet.pipeline.job.task import Task
-from motet.pipeline.job.tokenize import Guard, tokenize
-from motet.tokenizers.contract import Tokenizer
 
 CONFIG = "tokenize.yaml"
 GONE = Found(-1, 0)
@@ -60,49 +58,45 @@ class Output:
                 ) from None
             yield
 
-    def missing(self, tasks: Sequence[Task]) -> list[Task]:
-        """The tasks that have no commit, or whose shard or rejects are not there any more."""
+    def missing(self, names: Iterable[str]) -> set[str]:
+        """Those of these commits that are not there, or whose shard or rejects are not there any more."""
+        names = list(names)
         present = self.store.list("commits")
-        known = self.entries([task.commit_name for task in tasks if task.commit_name in present])
+        known = self.entries([name for name in names if name in present])
         shards, quarantine = self.store.list("shards"), self.store.list(rejects.FOLDER)
 
-        def whole(task: Task) -> bool:
-            entry = known.get(task.commit_name)
+        def whole(name: str) -> bool:
+            entry = known.get(name)
             if entry is None:
                 return False
-            if entry.rejects and task.rejects_name not in quarantine:
+            if entry.rejects and quarantine_of(name) not in quarantine:
                 return False
             return not entry.file or shards.get(entry.file.removeprefix("shards/"), GONE).size == entry.bytes
 
-        return [task for task in tasks if not whole(task)]
+        return {name for name in names if not whole(name)}
 
-    def do(self, task: Task, tokenizers: Mapping[str, Tokenizer], guard: Guard) -> None:
-        """Tokenize a partition and commit it: what every engine maps over the plan."""
-        with self.store.scratch() as scratch:
-            outcome = tokenize(task.partition, tokenizers, task.header, scratch, guard)
-            entry = outcome.entry
-            if entry.rows:
-                entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
-                self.store.put(scratch, entry.file)
+    def commit(self, name: str, shard: Path, entry: ShardEntry, totals: Totals, rejected: Sequence[Reject]) -> None:
+        """Keep what a partition came to: its scratch file `shard`, its rejects, and last the commit `name` that says so."""
+        if entry.rows:
+            entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
+            self.store.put(shard, entry.file)
         quarantine = b""
-        if outcome.rejects:
-            quarantine = rejects.to_bytes(entry.source, outcome.rejects, self.keep_rejected)
-            self.store.write(f"{rejects.FOLDER}/{task.rejects_name}", quarantine)
-        told = {"entry": entry.to_json(), "totals": outcome.totals.to_json(), "quarantine": content_hash(quarantine)}
+        if rejected:
+            quarantine = rejects.to_bytes(entry.source, rejected, self.keep_rejected)
+            self.store.write(f"{rejects.FOLDER}/{quarantine_of(name)}", quarantine)
+        told = {"entry": entry.to_json(), "totals": totals.to_json(), "quarantine": content_hash(quarantine)}
         commit = seal(json.dumps(told, ensure_ascii=False))
-        name = f"commits/{task.commit_name}"
-        if not self.store.create(name, commit) and self.missing([task]):
-            self.store.write(name, commit)  # one whose shard is gone or damaged
+        if not self.store.create(f"commits/{name}", commit) and self.missing([name]):
+            self.store.write(f"commits/{name}", commit)  # one whose shard is gone or damaged
 
-    def commits(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
-        """Every task's commit: its `entry` and its `totals`, one after the other, because all are too much for memory."""
-        return (commit for _, commit in self._read([task.commit_name for task in tasks]))
+    def commits(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """These commits: `entry` and `totals` of each, one after the other, because all are too much for memory."""
+        return (commit for _, commit in self._read(names))
 
-    def finished(self, tasks: Sequence[Task]) -> Manifest | None:
-        """The manifest, if it was made of exactly these tasks' commits."""
+    def finished(self, names: Sequence[str]) -> Manifest | None:
+        """The manifest, if it was made of exactly these commits."""
         manifest = self.manifest()
-        names = [entry.commit for entry in manifest.shards] if manifest else None
-        return manifest if names == [task.commit_name for task in tasks] else None
+        return manifest if manifest and [entry.commit for entry in manifest.shards] == list(names) else None
 
     def manifest(self) -> Manifest | None:
         """The manifest, if it is whole and it is known of which commits it was made."""
@@ -112,12 +106,12 @@ class Output:
             return None  # killed before it was written, or damaged: the commits themselves tell
         return manifest if all(entry.commit for entry in manifest.shards) else None
 
-    def forget_rejected(self, tasks: Sequence[Task]) -> None:
+    def forget_rejected(self, names: Iterable[str]) -> None:
         """Take back the commits of partitions that have rejects, so that they are done again."""
         quarantine = self.store.list(rejects.FOLDER)
-        for task in tasks:
-            if task.rejects_name in quarantine:
-                self.store.delete(f"commits/{task.commit_name}")
+        for name in names:
+            if quarantine_of(name) in quarantine:
+                self.store.delete(f"commits/{name}")
 
     def entries(self, names: Sequence[str]) -> dict[str, ShardEntry]:
         """What commits say of their shards, from the manifest where it was made of them: one file instead of many."""
@@ -152,3 +146,8 @@ class Output:
             return {"entry": entry, "totals": Totals.from_json(commit["totals"])}
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+def quarantine_of(commit: str) -> str:
+    """File name of the rejects beside a commit."""
+    return f"{commit.removesuffix('.json')}.arrow"

@@ -15,19 +15,17 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from motet.core.errors import UserError
+from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.dataset.shard import ShardHeader
 from motet.pipeline.dataset.store import Folder, Store, store_of
 from motet.tokenizers.contract import TokenizerSpec
-
-if TYPE_CHECKING:
-    from motet.pipeline.dataset.manifest import Manifest
 
 FORMAT_VERSION = 1
 NAME = "index.arrow"
@@ -79,8 +77,6 @@ class Index:
             else:
                 data = pa.py_buffer(store.read(NAME))
         except FileNotFoundError:
-            from motet.pipeline.dataset.manifest import Manifest
-
             data = pa.py_buffer(to_bytes(Manifest.load(place)))
         except OSError as error:
             raise UserError(f"{place}: {NAME} cannot be read: {error.strerror or error}") from None
@@ -127,6 +123,11 @@ def whole(store: Store) -> bool:
     except (FileNotFoundError, UserError):
         return False
     return True
+
+
+def write(manifest: Manifest) -> None:
+    """Write the index where the manifest's dataset lies; before the manifest, which says that all is there."""
+    manifest.store.write(NAME, to_bytes(manifest))
 
 
 def to_bytes(manifest: Manifest) -> bytes:

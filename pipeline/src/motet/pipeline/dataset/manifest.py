@@ -18,10 +18,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from motet.core.hashing import content_hash
-
 from motet.core.errors import UserError
-from motet.pipeline.dataset import index, rejects
+from motet.core.hashing import content_hash
+from motet.pipeline.dataset import rejects
 from motet.pipeline.dataset.seal import seal, unseal
 from motet.pipeline.dataset.shard import DamagedShard, Shard
 from motet.pipeline.dataset.store import Store, store_of
@@ -29,7 +28,7 @@ from motet.tokenizers.contract import TokenizerSpec
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
-INDEX = "commits.json"
+COMMITS = "commits.json"
 """Names the commits that a manifest was made of, which differ from machine to machine, and has the manifest's hash."""
 
 
@@ -143,7 +142,7 @@ class Manifest:
             ) from None
         except OSError as error:
             raise UserError(f"{place}: {NAME} cannot be read: {error.strerror or error}") from None
-        made_of = cls._index(store)
+        made_of = cls._commits(store)
         if made_of and made_of["manifest"] != content_hash(text):
             raise UserError(
                 f"{place}: {NAME} is not what was written: damaged, or just being replaced; run `motet tokenize` again"
@@ -151,10 +150,10 @@ class Manifest:
         return cls.of(text, store, made_of["commits"] if made_of else ())
 
     @staticmethod
-    def _index(store: Store) -> dict[str, Any] | None:
-        """The index; None if there is none, as in a dataset that was copied without it, or it is damaged itself."""
+    def _commits(store: Store) -> dict[str, Any] | None:
+        """What names the commits; None if there is none, as in a dataset that was copied without it, or it is damaged itself."""
         try:
-            found = json.loads(store.read(INDEX))
+            found = json.loads(store.read(COMMITS))
             return found if isinstance(found["manifest"], str) and isinstance(found["commits"], list) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -207,12 +206,11 @@ class Manifest:
         return seal("\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"])).decode()
 
     def save(self) -> None:
-        """Write the index for training, then the manifest, then the names of the commits that it was made of."""
+        """Write the manifest, then the names of the commits that it was made of."""
         text = self.to_text().encode()
-        self.store.write(index.NAME, index.to_bytes(self))
         self.store.write(NAME, text)
         names = {"manifest": content_hash(text), "commits": [entry.commit for entry in self.shards]}
-        self.store.write(INDEX, json.dumps(names, indent=0).encode())
+        self.store.write(COMMITS, json.dumps(names, indent=0).encode())
 
     def open_shard(self, entry: ShardEntry) -> Shard:
         """A shard whose file is what was written; DamagedShard names it if it is not."""

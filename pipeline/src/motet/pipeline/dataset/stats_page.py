@@ -18,7 +18,7 @@ from motet.pipeline.dataset.statistics import Statistics, duplicates_line, quant
 EXAMPLES = 5
 
 environment = Environment(
-    loader=PackageLoader("motet.pipeline"),
+    loader=PackageLoader("motet.pipeline.dataset"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,

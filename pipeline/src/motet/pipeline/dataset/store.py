@@ -1,6 +1,6 @@
 """Where a dataset lies: a folder, or a URI of an object store. A file appears whole or not at all, whoever is killed.
 
-    Output ---`create` | `write` | `put`---> `Folder`: temporary file, sync, rename        `Bucket`: one PUT through fsspec
+    Output ---`create` | `write` | `put`---> `Folder`: temporary file, sync, rename        `Bucket`: one PUT through `remote`
     readers <--`read` | `list` | `local`---  the file itself, memory-mapped                a copy that needs no cleaning up
 
 `create` is put-if-absent: of several writers exactly one wins (a hard link; on an object store `If-None-Match`). An object
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from motet.core.durable import sync
+from motet.core import durable
 from motet.core.errors import UserError
+from motet.pipeline.remote import ask
 
 TEMPORARY = ".tmp"
 
@@ -116,20 +117,21 @@ class Folder(Store):
 
     def write(self, name: str, data: bytes) -> None:
         """See Store."""
-        with self._written(data) as temporary:
-            os.replace(temporary, self._place(name))
-        sync((self.path / name).parent)
+        with self.scratch() as temporary:
+            durable.write(self._place(name), data, temporary)
 
     def create(self, name: str, data: bytes) -> bool:
         """See Store. Where a file system has no hard links, the last of two writers wins."""
-        with self._written(data) as temporary:
+        place = self._place(name)
+        with self.scratch() as temporary:
+            durable.fill(temporary, data)
             try:
-                os.link(temporary, self._place(name))
+                os.link(temporary, place)
             except FileExistsError:
                 return False
             except OSError:
-                os.replace(temporary, self.path / name)
-        sync((self.path / name).parent)
+                os.replace(temporary, place)
+        durable.sync(place.parent)
         return True
 
     @contextmanager
@@ -143,8 +145,7 @@ class Folder(Store):
 
     def put(self, path: Path, name: str) -> None:
         """See Store."""
-        os.replace(path, self._place(name))
-        sync((self.path / name).parent)
+        durable.rename(path, self._place(name))
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -181,15 +182,6 @@ class Folder(Store):
         place.parent.mkdir(exist_ok=True)
         return place
 
-    @contextmanager
-    def _written(self, data: bytes) -> Iterator[Path]:
-        with self.scratch() as temporary:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-
 
 @dataclass(frozen=True)
 class Bucket(Store):
@@ -203,23 +195,20 @@ class Bucket(Store):
 
     def names(self) -> set[str]:
         """See Store."""
-        fs, root = self._open()
         try:
-            return {name.rstrip("/").rsplit("/", 1)[1] for name in fs.ls(root, detail=False)}
+            found = ask(self.uri, lambda fs, root: fs.ls(root, detail=False))
         except FileNotFoundError:
             return set()
+        return {name.rstrip("/").rsplit("/", 1)[1] for name in found}
 
     def read(self, name: str) -> bytes:
         """See Store."""
-        fs, root = self._open()
-        return fs.cat_file(f"{root}/{name}")
+        return ask(self._at(name), lambda fs, place: fs.cat_file(place))
 
     def list(self, folder: str = "") -> dict[str, Found]:
         """See Store."""
-        fs, root = self._open()
-        place = f"{root}/{folder}".rstrip("/")
         try:
-            infos = fs.ls(place, detail=True)
+            place, infos = ask(self._at(folder), lambda fs, place: (place, fs.ls(place, detail=True)))
         except FileNotFoundError:
             return {}
         found = {
@@ -231,14 +220,12 @@ class Bucket(Store):
 
     def write(self, name: str, data: bytes) -> None:
         """See Store."""
-        fs, root = self._open()
-        fs.pipe_file(f"{root}/{name}", data)
+        ask(self._at(name), lambda fs, place: fs.pipe_file(place, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """See Store."""
-        fs, root = self._open()
+        """See Store. One that was cut off and tried again may find its own file: then it says that it did not."""
         try:
-            fs.pipe_file(f"{root}/{name}", data, mode="create")
+            ask(self._at(name), lambda fs, place: fs.pipe_file(place, data, mode="create"))
         except FileExistsError:
             return False
         return True
@@ -251,22 +238,20 @@ class Bucket(Store):
 
     def put(self, path: Path, name: str) -> None:
         """See Store."""
-        fs, root = self._open()
-        fs.put_file(str(path), f"{root}/{name}")
+        ask(self._at(name), lambda fs, place: fs.put_file(str(path), place))
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """See Store."""
-        fs, root = self._open()
         with tempfile.TemporaryFile(prefix="motet-") as file:
-            fs.get_file(f"{root}/{name}", f"/dev/fd/{file.fileno()}")
-            yield Path(f"/dev/fd/{file.fileno()}")
+            path = Path(f"/dev/fd/{file.fileno()}")
+            ask(self._at(name), lambda fs, place: fs.get_file(place, str(path)))
+            yield path
 
     def delete(self, name: str) -> None:
         """See Store."""
-        fs, root = self._open()
         try:
-            fs.rm_file(f"{root}/{name}")
+            ask(self._at(name), lambda fs, place: fs.rm_file(place))
         except FileNotFoundError:
             return
 
@@ -275,13 +260,8 @@ class Bucket(Store):
         """See Store. Nothing is locked: two jobs do the same work twice, and every commit has one winner."""
         yield
 
-    def _open(self) -> tuple[Any, str]:
-        import fsspec
-
-        try:
-            return fsspec.core.url_to_fs(self.uri.rstrip("/"), use_listings_cache=False)  # others write there too
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{self.uri}: {error}; `motet-pipeline[remote]` brings s3, gs and hf") from None
+    def _at(self, name: str) -> str:
+        return f"{self.uri.rstrip('/')}/{name}".rstrip("/")
 
 
 def store_of(place: str | Path) -> Store:

@@ -25,8 +25,8 @@ from signal import SIG_IGN, SIGINT, signal
 import numpy as np
 import pyarrow as pa
 import xxhash
-from motet.core.hashing import content_hash
 
+from motet.core.hashing import content_hash
 from motet.pipeline.dataset import index, rejects
 from motet.pipeline.dataset.counts import Counts
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry

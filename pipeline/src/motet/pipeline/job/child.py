@@ -1,6 +1,6 @@
 """The process that tokenizes: it notes what it is about to do, so that its owner knows what it died of.
 
-    Order --> `Output.do` --> Done | Failed
+    Assignment --> `Task.do` --> Done | Failed
                   |--> shared memory: at sample 17 ... at 128 samples ...
 
 Notes are three numbers in memory that both see: a message for each would cost more than reading a small picture.
@@ -27,7 +27,7 @@ from motet.tokenizers.registry import absolute, build
 
 
 @dataclass(frozen=True)
-class Order:
+class Assignment:
     """A partition to do; `careful` and `skip` as in Guard."""
 
     task: Task
@@ -59,8 +59,8 @@ class Death:
 class Noted(Guard):
     """Notes it where the owner sees it: `[how many notes so far, the sample or -1, samples]`."""
 
-    def __init__(self, order: Order, notes: MutableSequence[int]):
-        self.careful, self.skip, self._notes = order.careful, order.skip, notes
+    def __init__(self, assignment: Assignment, notes: MutableSequence[int]):
+        self.careful, self.skip, self._notes = assignment.careful, assignment.skip, notes
 
     def at(self, sample: int | None, samples: int) -> None:
         """See Guard."""
@@ -91,19 +91,19 @@ def serve(
     tokenizers = None
     while True:
         try:
-            order: Order = pipe.recv()
+            assignment: Assignment = pipe.recv()
         except EOFError:
             return
         try:
             if tokenizers is None:
                 tokenizers = {m: build(s, Path("/"), m) for m, s in settings.items()}
                 gc.freeze()  # or every collection goes through all that torch and the vocabulary are made of
-            for modality, spec in order.task.header.tokenizers.items():
+            for modality, spec in assignment.task.header.tokenizers.items():
                 if tokenizers[modality].spec != spec:
                     raise BrokenTokenizer(
                         f"{modality}: a worker's {spec.name} is not the one that the job was planned with"
                     )
-            output.do(order.task, tokenizers, Noted(order, notes))
+            assignment.task.do(output, tokenizers, Noted(assignment, notes))
         except Exception as error:
             known = type(error).__module__.startswith("motet.")
             pipe.send(Failed(str(error) if known else f"{type(error).__name__}: {error}"))

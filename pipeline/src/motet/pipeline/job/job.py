@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motet.core.hashing import content_hash
-from motet.pipeline.corpus.entry import Entry
-
 from motet.core.configuration import dump_config
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.pipeline.corpus import sources
+from motet.pipeline.corpus.entry import Entry
 from motet.pipeline.dataset import index
 from motet.pipeline.dataset.commits import Output
 from motet.pipeline.dataset.manifest import Manifest
@@ -82,22 +81,29 @@ def tokenize_corpus(
     if isinstance(store, Folder):
         _apart(store.path, complete)
     output = Output(store, config.keep_rejected)
-    names = tuple(entry.name for entry in config.corpus)
+    entry_names = tuple(entry.name for entry in config.corpus)
     headers = {entry.name: _header(entry, specs) for entry in config.corpus}
     tasks = [Task(p, headers[p.entry.name], p.key(headers[p.entry.name].settings_hash)) for p in plan]
-    with output.claimed(names, dump_config(complete)):
+    names = [task.commit for task in tasks]
+    with output.claimed(entry_names, dump_config(complete)):
         if retry_rejects:
-            output.forget_rejected(tasks)
-        missing = output.missing(tasks)
+            output.forget_rejected(names)
+        absent = output.missing(names)
+        missing = [task for task in tasks if task.commit in absent]
         used = {modality for task in missing for modality in task.header.modalities}
         work = Work({m: settings[m] for m in settings if m in used}, output, config.sample_seconds)
         run_all(run, work, missing, workers, options or EngineOptions())
 
-        manifest = None if missing else output.finished(tasks)
-        if manifest is None or (manifest.sources, manifest.tokenizers) != (names, specs) or not index.whole(store):
-            manifest = _manifest(store, config, headers, specs, output.commits(tasks))
+        manifest = None if missing else output.finished(names)
+        if (
+            manifest is None
+            or (manifest.sources, manifest.tokenizers) != (entry_names, specs)
+            or not index.whole(store)
+        ):
+            manifest = _manifest(store, config, headers, specs, output.commits(names))
             whole = len(manifest.shards) == len(tasks)
             assert whole, "an engine returned without an error, but did not commit every partition"
+            index.write(manifest)
             manifest.save()
     return JobResult(manifest, len(missing), len(tasks), sum(manifest.rejects().values()), config.max_reject_fraction)
 

@@ -1,4 +1,4 @@
-"""The plan of a tokenizing job: the corpus cut by what it is, never by workers or engines.
+"""The partitions of a corpus: cut by what it is, never by workers or engines.
 
     corpus entries --`partitions`--> Partition (files and ranges, in a fixed order, with versions) --`Partition.key`--> commit
 
@@ -10,46 +10,18 @@ tokenized again, and only it.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-
-from motet.core.hashing import content_hash
-from motet.pipeline.corpus.entry import Entry
 
 from motet.core.errors import UserError
 from motet.pipeline.corpus import files, sources
 from motet.pipeline.corpus.patterns import expand
-from motet.pipeline.corpus.sources.sample import Piece
+from motet.pipeline.corpus.sources.sample import Partition
 from motet.pipeline.job.config import TokenizeConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Partition(Piece):
-    """A piece of one source. Holds no credentials; can be sent to any worker.
-
-    Attributes:
-        entry: the source; its paths are absolute here.
-        index: place among the source's partitions.
-    """
-
-    entry: Entry
-    index: int
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{self.entry.name}, partition {self.index} ({self.versions[0][0]})"
-
-    def key(self, settings_hash: str) -> str:
-        """Equal exactly if tokenizing again would give the same bytes (16 hex digits)."""
-        entry = self.entry.model_dump(mode="json", exclude={"path", "root"})
-        order = list(self.entry.columns or ())
-        return content_hash(settings_hash, entry, order, self.index, self.span and self.span[1:], self.versions)[:16]
-
-
 def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
-    """The whole plan; UserError for anything in the configuration that does not exist."""
-    plan: list[Partition] = []
+    """All of them, in order; UserError for anything in the configuration that does not exist."""
+    found: list[Partition] = []
     names: set[str] = set()
     for i, entry in enumerate(config.corpus):
         where = f"corpus.{i} ({entry.name})"
@@ -66,7 +38,7 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
             for modality in sources.needed(entry, where):
                 if modality not in config.tokenizers:
                     raise UserError(f"{where}: there is no tokenizer for '{modality}'; add one under tokenizers")
-            pieces = sources.cut(entry, config, where)
+            cuts = sources.cut(entry, config, where)
         except FileNotFoundError as error:
             missing = error.filename or error
             raise UserError(
@@ -74,7 +46,7 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
             ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{where}: path: {entry.path!r} cannot be a path: {error}") from None
-        if not pieces:
+        if not cuts:
             raise UserError(f"{where}: path: {path} holds nothing to tokenize; correct it or remove the entry")
-        plan += [Partition(entry=entry, index=i, **vars(piece)) for i, piece in enumerate(pieces)]
-    return plan
+        found += [Partition(entry=entry, index=i, **vars(cut)) for i, cut in enumerate(cuts)]
+    return found

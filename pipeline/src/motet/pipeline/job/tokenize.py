@@ -17,8 +17,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from motet.core.hashing import content_hash
 
+from motet.core.hashing import content_hash
 from motet.pipeline.corpus.sources import RawSample, read
 from motet.pipeline.corpus.sources.sample import Partition
 from motet.pipeline.dataset.counts import Counts

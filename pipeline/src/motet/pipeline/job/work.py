@@ -1,6 +1,6 @@
 """What an engine sends to its workers, and a worker: it owns the process that tokenizes, and outlives its crashes.
 
-    Worker.do(task) --pipe--> child process: build tokenizers once, `Output.do(task)` --"at sample 17"--> the worker, which waits
+    Worker.do(task) --pipe--> child process: build tokenizers once, `Task.do` --"at sample 17"--> the worker, which waits
     the child dies, or is at one thing for too long --> killed, another one goes on --> twice at one sample: that is a reject
 
 Decoders are C code over hostile bytes: one that crashes, is killed for its memory or never ends costs its sample, not the
@@ -28,7 +28,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.commits import Output
-from motet.pipeline.job.child import Death, Done, Failed, Order, describe, serve
+from motet.pipeline.job.child import Assignment, Death, Done, Failed, describe, serve
 from motet.pipeline.job.task import Task
 from motet.tokenizers.contract import BadSample, TokenizerSpec
 from motet.tokenizers.registry import modules
@@ -98,7 +98,7 @@ class Worker:
         skip: dict[int, BadSample] = {}
         suspect, deaths = None, 0
         while True:
-            outcome = self._attempt(Order(task, deaths > 0, skip))
+            outcome = self._attempt(Assignment(task, deaths > 0, skip))
             if isinstance(outcome, Done):
                 return task.partition.size
             self._end()
@@ -143,12 +143,12 @@ class Worker:
             self._pipe.close()  # type: ignore[union-attr]
             self._process = self._pipe = None
 
-    def _attempt(self, order: Order) -> Done | Failed | Death:
+    def _attempt(self, assignment: Assignment) -> Done | Failed | Death:
         self._begin()
         assert self._pipe is not None
         self._notes[:] = NOTHING
         try:
-            self._pipe.send(order)
+            self._pipe.send(assignment)
             noted, since = NOTHING, time.monotonic()
             while not self._pipe.poll(min(TICK, self._work.sample_seconds)):
                 if (now := self._notes[:]) != noted:

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from motet.core.hashing import content_hash
 from pydantic import Field
 from torch import nn
 
 from motet.core.configuration import Settings
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.tokenizers import media
 from motet.tokenizers.contract import BadSample
 from motet.tokenizers.image.pictures import square, to_pixels

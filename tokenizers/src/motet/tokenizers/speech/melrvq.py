@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from motet.core.hashing import content_hash
 from pydantic import Field
 
 from motet.core.configuration import validate
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.fitted import load_fitted, save_fitted
 from motet.tokenizers.speech.kmeans import assign, kmeans, perplexity

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from motet.core.hashing import content_hash
 from pydantic import Field
 
 from motet.core.configuration import validate
-from motet.core.errors import UserError
+from motet.core.errors import UserError, one_line
+from motet.core.hashing import content_hash
 from motet.tokenizers import contract
 from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens
 from motet.tokenizers.media import load_text
@@ -155,7 +155,7 @@ class BPE(Tokenizer):
         try:
             model = HuggingFace.from_buffer(data)
         except Exception as error:  # the library raises bare Exception for every malformed file
-            raise UserError(f"bpe: path: {path} is not a tokenizer.json: {str(error).splitlines()[0]}") from None
+            raise UserError(f"bpe: path: {path} is not a tokenizer.json: {one_line(error)}") from None
         # Truncation and padding would lose text; special tokens in raw text are text.
         model.no_truncation()
         model.no_padding()

@@ -5,6 +5,8 @@
 
 A step lasts as long as its slowest rank. Rows are whole and every rank takes as many, so that micro-batches stay equal
 (longest processing time first, Graham 1969, with a bound on the count); what a global batch holds does not change.
+
+Letters: R rows of the global batch, W ranks, N rows of each.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import heapq
 
 import numpy as np
 
+from motet.trainer.data.compiled import compiled
 from motet.trainer.data.packed import Rows
 
 
@@ -25,37 +28,38 @@ def costs(rows: Rows, pair: float) -> np.ndarray:
 
 def shares(cost_R: np.ndarray, ranks: int) -> list[list[int]]:
     """The rows of each rank, in order; `ranks` divides their number."""
-    if ranks == 1:
-        return [list(range(len(cost_R)))]
-    taken: list[list[int]] = [[] for _ in range(ranks)]
-    open_ranks = [(0.0, rank) for rank in range(ranks)]
+    each = len(cost_R) // ranks
+    taken_WN, load_W = np.empty((ranks, each), np.int64), np.zeros(ranks)
+    open_ranks = [(0.0, rank, 0) for rank in range(ranks)]
     for row in np.argsort(-cost_R, kind="stable").tolist():
-        load, rank = heapq.heappop(open_ranks)
-        taken[rank].append(row)
-        if len(taken[rank]) < len(cost_R) // ranks:
-            heapq.heappush(open_ranks, (load + float(cost_R[row]), rank))
-    load_R = np.array([cost_R[rows].sum() for rows in taken])
-    while _swap(taken, load_R, cost_R):
-        pass
-    return [sorted(rows) for rows in taken]
+        load, rank, rows = heapq.heappop(open_ranks)
+        taken_WN[rank, rows] = row
+        if rows + 1 < each:
+            heapq.heappush(open_ranks, (load + float(cost_R[row]), rank, rows + 1))
+    for rank in range(ranks):
+        load_W[rank] = cost_R[taken_WN[rank]].sum()
+    _swapped(taken_WN, load_W, np.ascontiguousarray(cost_R, np.float64))
+    return np.sort(taken_WN, axis=1).tolist()
 
 
-def _swap(taken: list[list[int]], load_R: np.ndarray, cost_R: np.ndarray) -> bool:
-    """Swap one row of the dearest rank so that the dearer of the two ends lowest; whether that lowers it."""
-    dearest = int(load_R.argmax())
-    best, found = float(load_R[dearest]) * (1 - 1e-9), None
-    for other in range(len(taken)):
-        if other == dearest:
-            continue
-        moved_AB = cost_R[taken[dearest]][:, None] - cost_R[taken[other]][None, :]
-        dearer_AB = np.maximum(load_R[dearest] - moved_AB, load_R[other] + moved_AB)
-        a, b = np.unravel_index(dearer_AB.argmin(), dearer_AB.shape)
-        if dearer_AB[a, b] < best:
-            best, found = float(dearer_AB[a, b]), (other, int(a), int(b), float(moved_AB[a, b]))
-    if found is None:
-        return False
-    other, a, b, moved = found
-    taken[dearest][a], taken[other][b] = taken[other][b], taken[dearest][a]
-    load_R[dearest] -= moved
-    load_R[other] += moved
-    return True
+@compiled
+def _swapped(taken_WN, load_W, cost_R):
+    """Swap one row of the dearest rank so that the dearer of the two ends lowest, as long as that lowers it."""
+    while True:
+        dearest = np.argmax(load_W)
+        best, other, a, b = load_W[dearest] * (1 - 1e-9), -1, 0, 0
+        for w in range(len(taken_WN)):
+            if w == dearest:
+                continue
+            for i in range(taken_WN.shape[1]):
+                for j in range(taken_WN.shape[1]):
+                    moved = cost_R[taken_WN[dearest, i]] - cost_R[taken_WN[w, j]]
+                    dearer = max(load_W[dearest] - moved, load_W[w] + moved)
+                    if dearer < best:
+                        best, other, a, b = dearer, w, i, j
+        if other < 0:
+            return
+        moved = cost_R[taken_WN[dearest, a]] - cost_R[taken_WN[other, b]]
+        taken_WN[dearest, a], taken_WN[other, b] = taken_WN[other, b], taken_WN[dearest, a]
+        load_W[dearest] -= moved
+        load_W[other] += moved

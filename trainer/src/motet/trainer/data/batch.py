@@ -4,7 +4,7 @@
 
 A token's modality is data, so the order that brings each tower's tokens together is known before the step and the same
 in every layer (facts/training.md, section 2d, option a). The host writes every token there at once: ids, positions,
-documents, blocks and labels come sorted, with the towers' row ranges beside them. `order_T` leads back to sequence
+documents, blocks and labels come sorted, with the towers' row ranges beside them. `place_T` leads back to sequence
 order, which only attention needs.
 
 Letters: T tokens of the batch = B rows x S columns, G towers, M tokens with a label, N latent vectors of width D.
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 NO_LABEL = -100
+DIFFUSION = "diffusion"
+"""Key of the diffusion term in sums and counts; its count is the number of latent patches."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class GroupedBatch:
         position_T: int64, position in the document (from 0 in each piece of a split one), for RoPE.
         document_T: int32; 0 = padding, else the document's number in this batch.
         block_T: int32; 0, or the number of the picture (its latents only) whose tokens all see one another.
-        order_T: int64; the place row * S + column of each grouped row.
+        place_T: int64; the place row * S + column of each grouped row.
         offsets_G: int32, where each tower's rows end.
         counts: the rows of each tower, on the host.
         labels_T: int64; the next token of the document, -100 where there is none or a latent is involved.
@@ -58,7 +60,7 @@ class GroupedBatch:
     position_T: Tensor
     document_T: Tensor
     block_T: Tensor
-    order_T: Tensor
+    place_T: Tensor
     offsets_G: Tensor
     counts: tuple[int, ...]
     labels_T: Tensor

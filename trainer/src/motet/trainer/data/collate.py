@@ -20,8 +20,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from motet.core.hashing import content_hash
 
+from motet.core.hashing import content_hash
 from motet.trainer.data import codebooks, segments
 from motet.trainer.data.batch import DIFFUSION, GroupedBatch
 from motet.trainer.data.corpus import Documents
@@ -34,7 +34,7 @@ COLUMNS = {
     "position_T": torch.int64,
     "document_T": torch.int32,
     "block_T": torch.int32,
-    "order_T": torch.int64,
+    "place_T": torch.int64,
     "labels_T": torch.int64,
     "label_modality_T": torch.int8,
 }
@@ -66,7 +66,7 @@ class Noise:
         return int(content_hash("noise", self.seed)[:16], 16)
 
 
-class Renderer:
+class Collate:
     """Makes batches of rows.
 
     Args:

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from motet.core.hashing import content_hash
 
+from motet.core.hashing import content_hash
 from motet.trainer.data import shuffle
 from motet.trainer.data.packed import Rows
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from motet.core.errors import UserError
-from motet.trainer.data import columns, shuffle
+from motet.trainer.data import columns
 from motet.trainer.data.records import Part, Records
+from motet.trainer.data.shuffle import BLOCK
 
 if TYPE_CHECKING:
     from motet.trainer.config import DataConfig
@@ -188,7 +189,7 @@ def _attainable(era: Era, records: Records, names: Mapping[str, object], where: 
 
 
 def _positions(part: Part, shuffle: int | None) -> int:
-    return -(-part.documents // shuffle.BLOCK) * shuffle.BLOCK if shuffle else part.documents
+    return -(-part.documents // BLOCK) * BLOCK if shuffle else part.documents
 
 
 def _rendered(records: Records, part: Part) -> list[int]:

@@ -3,7 +3,7 @@
     documents --formula: a keyed permutation per epoch--> --tokens wanted of each source--> windows
               --best-fit packing--> rows --> global batches
 
-Nothing here is state (DESIGN.md, section 2, idea 3): global batch k of any run follows from what the configuration says,
+Nothing here is state (docs/architecture.md: order is data): global batch k of any run follows from what the configuration says,
 and is the same for every number of ranks. Only how many rows a window of documents fills is known by packing it, so what
 goes before a window is summed up in a `Cursor`, of a few numbers: planning goes on from any of them at once.
 
@@ -15,8 +15,8 @@ weights, or a further dataset, begins an era with the first window that begins a
 **Packing.** The documents of a window fill rows of S tokens, longest first, each into the fullest row that still has
 room (best fit decreasing), and the rows are shuffled.
 
-**Loss.** Record batches that are not what was written are left out from a window on, and further documents take their
-place. Who shares a plan must tell all others (`lose`), or they would see other rows.
+**Damage.** Record batches that are not what was written are left out from a window on, and further documents take their
+place. Who shares an order must tell all others (`leave_out`), or they would see other rows.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from motet.core.hashing import content_hash
 
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.trainer.data import columns, packing, shuffle
 from motet.trainer.data.corpus import Corpus, Documents
 from motet.trainer.data.mixture import Era, Group, eras
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 WINDOW_ROWS = 256
 """Rows that one packing window aims at: about half a row of them stays empty."""
 KNOWN = 4096
-"""Cursors that a plan remembers."""
+"""Cursors that an order remembers."""
 ORDER_VERSION = 3
 """Part of the fingerprint: another value means that the same configuration gives another order."""
 
@@ -65,7 +65,7 @@ class Cursor(NamedTuple):
     before: tuple[int, ...] = ()
 
 
-class Loss(NamedTuple):
+class Damage(NamedTuple):
     """Record batches that are left out of all windows that begin at `row` or later."""
 
     row: int
@@ -86,7 +86,7 @@ class Window:
         return Rows(self.packed.documents, self.packed.piece_P5[start_R1[0] : start_R1[-1]], start_R1 - start_R1[0])
 
 
-class Plan:
+class Order:
     """Rows of every step, for ever: when a source's documents are used up, its next epoch begins.
 
     Args:
@@ -94,16 +94,16 @@ class Plan:
         data: sequence length, weights of the sources, how captions stand, what becomes of long documents.
         rows: rows per global batch.
         seed: of every shuffle.
-        epochs: None = for ever; else the plan ends after so many, and its last window is cut short.
+        epochs: None = for ever; else it ends after so many, and its last window is cut short.
     """
 
     def __init__(self, corpus: Corpus, data: DataConfig, rows: int, seed: int, epochs: int | None = None):
         self.corpus, self.data, self.rows, self.seed, self.epochs = corpus, data, rows, seed, epochs
         self.eras = eras(corpus.records, data, rows)
-        self.losses: tuple[Loss, ...] = ()
+        self.damage: tuple[Damage, ...] = ()
         self._lost: tuple[tuple[int, np.ndarray], ...] = ()
         self._window_tokens = max(WINDOW_ROWS, 2 * rows) * data.sequence
-        self._known: tuple[Cursor, ...] = (_start(self.eras[0]),)  # replaced whole: several threads may plan
+        self._known: tuple[Cursor, ...] = (_start(self.eras[0]),)  # replaced whole: several threads may pack
         self._window = lru_cache(maxsize=4)(self._pack)
 
     def rows_of(self, step: int) -> Rows:
@@ -115,7 +115,7 @@ class Plan:
         return self._window_at(step * self.rows).begin
 
     def remember(self, cursor: Cursor) -> None:
-        """A cursor of this plan, from a checkpoint or a log: planning goes on from there, not from the beginning."""
+        """A cursor of this order, from a checkpoint or a log: planning goes on from there, not from the beginning."""
         known = self._known
         if cursor not in known:
             self._known = (known[0], *sorted([*known[1:], cursor])[-KNOWN:])
@@ -129,19 +129,15 @@ class Plan:
 
     def once(self) -> Iterator[Rows]:
         """One pass over the documents, whatever the weights, some rows at a time."""
-        plan = Plan(self.corpus, self.data.unweighed, self.rows, self.seed, epochs=1)
-        plan.lose(Loss(0, loss.lost) for loss in self.losses)
-        for window in plan.windows():
+        order = Order(self.corpus, self.data.unweighed, self.rows, self.seed, epochs=1)
+        order.leave_out(Damage(0, each.lost) for each in self.damage)
+        for window in order.windows():
             yield window.packed
 
-    def padding(self, step: int) -> float:
-        """Fraction of the positions of global batch `step` that hold no token."""
-        return 1 - self.rows_of(step).length_R.sum() / (self.rows * self.data.sequence)
-
-    def lose(self, losses: Iterable[Loss]) -> None:
-        """Leave record batches out; everybody who shares this plan has to lose the same."""
-        self.losses = tuple(sorted({*self.losses, *losses}))
-        self._lost = tuple((loss.row, self.corpus.records.batches_of(loss.lost)) for loss in self.losses)
+    def leave_out(self, found: Iterable[Damage]) -> None:
+        """Go on without these record batches; everybody who shares this order has to leave out the same."""
+        self.damage = tuple(sorted({*self.damage, *found}))
+        self._lost = tuple((each.row, self.corpus.records.batches_of(each.lost)) for each in self.damage)
         self._known = (*self._known[:1], *(c for c in self._known[1:] if all(c.row <= row for row, _ in self._lost)))
         self._window.cache_clear()
 
@@ -248,7 +244,7 @@ class Plan:
             if at - begin > group.whole and not found:
                 left = f"data.holdout: {self.corpus.holdout} leaves no document of a source"
                 raise UserError(
-                    f"{left}; lower it" if not self.losses else f"{left}, with what was lost; mend the data"
+                    f"{left}; lower it" if not self.damage else f"{left}, with what was lost; mend the data"
                 )
             until = min(at + math.ceil((wanted - found) / group.tokens * 1.02) + 8, last)
             document_N, epoch_N, position_N = self._draw(group, since, row, at, int(until))

@@ -2,7 +2,7 @@
 
     batch i --its positions in the epochs--> documents by a keyed permutation --read many at a time--> int64 [rows, length]
 
-No markers, no packing, no mixture: what `Plan` and `Stream` are for. The state is the number of the next batch.
+No markers, no packing, no mixture: what `Order` and `Loader` are for. The state is the number of the next batch.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from motet.core.hashing import content_hash
 from torch import Tensor
 
 from motet.core.errors import UserError
+from motet.core.hashing import content_hash
 from motet.trainer.data import shuffle
 from motet.trainer.data.corpus import Corpus
 
@@ -61,5 +61,5 @@ class TokenRows:
             at += last - first
         documents = self.corpus.read(np.concatenate(found))
         if len(documents.tokens_T) != many * self.length or (np.diff(documents.length_D) != 0).any():
-            raise UserError(f"documents of different lengths, the first has {self.length} ids: pack them with `Plan`")
+            raise UserError(f"documents of different lengths, the first has {self.length} ids: pack them with `Order`")
         return torch.from_numpy(documents.tokens_T).view(self._together, self.rows, self.length)

@@ -26,10 +26,10 @@ import pyarrow as pa
 import xxhash
 
 from motet.core.errors import UserError
-from motet.pipeline.corpus import files
-from motet.pipeline.dataset.index import NAME, Index
+from motet.pipeline.dataset.index import Index
 from motet.pipeline.dataset.shard import CURE, DamagedShard
-from motet.pipeline.dataset.store import Folder, store_of
+from motet.pipeline.dataset.store import Folder
+from motet.pipeline.remote import ranged
 from motet.tokenizers.contract import TokenizerSpec
 from motet.trainer.data import codebooks, columns
 from motet.trainer.data.fetched import Cache
@@ -172,7 +172,7 @@ class Records:
         cls, paths: Sequence[str], cache: Cache | None = None, streams: Mapping[str, str] | None = None
     ) -> Records:
         """The record batches of the token datasets at `paths`; UserError if a remote one has no `cache`."""
-        return cls([_index(path) for path in paths], paths, cache, streams)
+        return cls([Index.open(path) for path in paths], paths, cache, streams)
 
     @classmethod
     def of(cls, data: DataConfig, paths: Sequence[str]) -> Records:
@@ -272,7 +272,7 @@ class Records:
         key = f"{digest:016x}-{end - begin:x}"
         for attempt in range(2):
             try:
-                message = cache.get(key, lambda: files.read(file, begin, end))
+                message = cache.get(key, lambda: ranged(file, begin, end))
             except FileNotFoundError:
                 raise self._gone(at, part, file) from None
             if intact(message, digest) or attempt:
@@ -348,17 +348,6 @@ class Records:
 def intact(message: pa.Buffer, digest: int) -> bool:
     """Whether these are the bytes that were written."""
     return xxhash.xxh3_64_intdigest(message) == digest
-
-
-def _index(path: str) -> Index:
-    """The index of a dataset; a far one is asked for again when its store does not answer."""
-    store = store_of(path)
-    if not isinstance(store, Folder):
-        try:
-            return Index.of(pa.py_buffer(files.read(f"{store}/{NAME}")), store)
-        except FileNotFoundError:
-            pass  # made of its manifest
-    return Index.open(path)
 
 
 def _agreed(indexes: Sequence[Index]) -> dict[str, TokenizerSpec]:

@@ -15,9 +15,9 @@ codebooks, G towers, T tokens of the batch, N of them latents.
 from __future__ import annotations
 
 import numpy as np
-from motet.trainer.data.compiled import compiled
 
 from motet.trainer.data.batch import NO_LABEL
+from motet.trainer.data.compiled import compiled
 
 PIECE, KIND, MODALITY, SPAN, FIRST, SKIP, LENGTH = range(7)
 """Columns of a table of segments: its piece; what it is; modality; span in the documents, -1 for a marker; the marker's
@@ -128,7 +128,7 @@ def _delayed(segment_ZC, z, rule_M2):
 @compiled
 def write(
     segment_ZC, length_S, start_R1, sequence, tower_M, next_G, base_MK, books_M, rule_M2, mark_M2, pad, stored_T,
-    ids_T, position_T, document_T, block_T, order_T, labels_T, label_modality_T, label_row_M, latent_row_N,
+    ids_T, position_T, document_T, block_T, place_T, labels_T, label_modality_T, label_row_M, latent_row_N,
     further_row_J, further_ids_J, next_MK, further_label_row_Q, further_labels_Q,
 ):
     # fmt: on
@@ -156,7 +156,7 @@ def write(
                 begin = next_G[tower_M[modality]]
                 end = begin + length
                 next_G[tower_M[modality]] = end
-                _count_up(order_T[begin:end], place)
+                _count_up(place_T[begin:end], place)
                 _count_up(position_T[begin:end], position)
                 document_T[begin:end] = p + 1
                 if kind == LATENTS:
@@ -205,7 +205,7 @@ def write(
                 position += length
                 z += 1
         begin, end = next_G[tower_M[TEXT]], next_G[tower_M[TEXT]] + stop - place  # padding
-        _count_up(order_T[begin:end], place)
+        _count_up(place_T[begin:end], place)
         next_G[tower_M[TEXT]] = end
     labels = 0
     for t in range(len(label_modality_T)):

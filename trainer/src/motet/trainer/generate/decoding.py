@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motet.trainer.generate.kv_cache import Context
+from motet.trainer.generate.kv_cache import KVCache
 from motet.trainer.model.mot import MoT
 from motet.trainer.model.patches import Grid, Passage
 
@@ -39,7 +39,7 @@ class Stretch(NamedTuple):
     further: Sequence[int] | np.ndarray = ()
 
 
-class Draft:
+class Decoding:
     """B documents that begin with prompts.
 
     Args:
@@ -55,7 +55,7 @@ class Draft:
         self._waiting = [*map(list, prompts), *twins]
         self._twins = len(twins)
         self._guided = False
-        self._context = Context(model, len(self._waiting), max(map(_length, self._waiting)) + room)
+        self._context = KVCache(model, len(self._waiting), max(map(_length, self._waiting)) + room)
         self._end_RD = torch.empty(0)
 
     def open(self, marker: Stretch) -> None:

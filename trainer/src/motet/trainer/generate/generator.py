@@ -1,6 +1,6 @@
 """From a prompt of any modalities to further spans: text, codes of pictures and speech, latents of pictures.
 
-    prompt spans --laid out as in training--> `Draft` (keys and values kept) --span by span--> `Tokens`, as the modality's
+    prompt spans --laid out as in training--> `Decoding` (keys and values kept) --span by span--> `Tokens`, as the modality's
                                                                                       tokenizer would have made them
         text, speech:     one id at a time until the model ends the span, at most `limit` frames
         picture as codes: one id at a time, exactly `shape`
@@ -27,7 +27,7 @@ from torch import Tensor
 from motet.core.errors import UserError
 from motet.tokenizers.contract import Tokens
 from motet.trainer.data.codebooks import spread, table
-from motet.trainer.generate.decoding import Draft, Stretch
+from motet.trainer.generate.decoding import Decoding, Stretch
 from motet.trainer.model.mot import MoT
 from motet.trainer.objective.diffusion import process
 from motet.trainer.vocabulary import TEXT, Towers, Vocabulary
@@ -115,24 +115,24 @@ class Generator:
 
     @torch.no_grad()
     def interleave(
-        self, prompts: Sequence[Sequence[Span]], plan: Sequence[Wanted], sampling: Sampling = Sampling()
+        self, prompts: Sequence[Sequence[Span]], wanted: Sequence[Wanted], sampling: Sampling = Sampling()
     ) -> list[list[Span]]:
-        """The spans of `plan`, in its order, after each prompt; each span sees the prompt and those before it.
+        """The spans that are `wanted`, in this order, after each prompt; each span sees the prompt and those before it.
 
         A text ends where the model opens the next span, the last one where it ends the document, or at the limit.
         """
-        if any(one.modality == other.modality == TEXT for one, other in pairwise(plan)):
+        if any(one.modality == other.modality == TEXT for one, other in pairwise(wanted)):
             raise ValueError("two texts in a row are one text: ask for one with a higher limit")
-        draft, random = self._begin(prompts, plan, sampling)
+        decoding, random = self._begin(prompts, wanted, sampling)
         found: list[list[Span]] = [[] for _ in prompts]
-        for wanted, after in zip(plan, [*plan[1:], None], strict=True):
-            if wanted.modality == TEXT:
+        for this, after in zip(wanted, [*wanted[1:], None], strict=True):
+            if this.modality == TEXT:
                 stop = self.vocabulary.begin[after.modality] if after else self.vocabulary.eos
-                tokens_B, _ = self._codes(draft, wanted, [stop], sampling, random)
+                tokens_B, _ = self._codes(decoding, this, [stop], sampling, random)
             else:
-                tokens_B = self._marked(draft, wanted, sampling, random)
+                tokens_B = self._marked(decoding, this, sampling, random)
             for spans, tokens in zip(found, tokens_B, strict=True):
-                spans.append((wanted.modality, tokens))
+                spans.append((this.modality, tokens))
         return found
 
     @torch.no_grad()
@@ -146,34 +146,34 @@ class Generator:
         wanted = {each.modality: each for each in choices}
         opens = {self.vocabulary.begin[modality]: modality for modality in wanted if modality != TEXT}
         eos = self.vocabulary.eos
-        draft, random = self._begin([prompt], [each for each in choices for _ in range(most)], sampling)
+        decoding, random = self._begin([prompt], [each for each in choices for _ in range(most)], sampling)
         found: list[Span] = []
         while len(found) < most:
             stop, border = -1, [*opens, *([eos] if found else [])]
             if TEXT in wanted:
-                (text,), (stop,) = self._codes(draft, wanted[TEXT], [*opens, eos], sampling, random, border)
+                (text,), (stop,) = self._codes(decoding, wanted[TEXT], [*opens, eos], sampling, random, border)
                 found += [(TEXT, text)] if len(text) else []
             if len(found) == most or stop == eos:
                 break
             if stop < 0:
-                (stop,) = self._draw(draft, [(id_, id_ + 1) for id_ in (*opens, eos)], sampling, random)
+                (stop,) = self._draw(decoding, [(id_, id_ + 1) for id_ in (*opens, eos)], sampling, random)
             if stop == eos:
                 break
             modality = opens[stop]
-            found.append((modality, self._marked(draft, wanted[modality], sampling, random)[0]))
+            found.append((modality, self._marked(decoding, wanted[modality], sampling, random)[0]))
         return found
 
     def _begin(
-        self, prompts: Sequence[Sequence[Span]], plan: Sequence[Wanted], sampling: Sampling
-    ) -> tuple[Draft, torch.Generator]:
-        """A draft that has room for the plan, and the source of randomness."""
+        self, prompts: Sequence[Sequence[Span]], wanted: Sequence[Wanted], sampling: Sampling
+    ) -> tuple[Decoding, torch.Generator]:
+        """Documents with room for what is wanted, and the source of randomness."""
         latent = self.vocabulary.latent_modality
-        if any(wanted.modality == latent and wanted.shape is None for wanted in plan):
+        if any(each.modality == latent and each.shape is None for each in wanted):
             raise ValueError("latents need a shape")
-        guided = any(wanted.modality != TEXT for wanted in plan)
-        room = sum(wanted.positions(len(self.vocabulary.base[wanted.modality])) + 3 for wanted in plan) + 1
-        draft = Draft(self.model, [*map(self._lay_out, prompts)], room, sampling.guidance if guided else 1.0)
-        return draft, torch.Generator().manual_seed(sampling.seed)
+        guided = any(each.modality != TEXT for each in wanted)
+        room = sum(each.positions(len(self.vocabulary.base[each.modality])) + 3 for each in wanted) + 1
+        decoding = Decoding(self.model, [*map(self._lay_out, prompts)], room, sampling.guidance if guided else 1.0)
+        return decoding, torch.Generator().manual_seed(sampling.seed)
 
     def _lay_out(self, spans: Sequence[Span]) -> list[Stretch]:
         """`bos` and the spans, each but text between its markers."""
@@ -202,20 +202,20 @@ class Generator:
         ids = np.full(len(tokens), self.vocabulary.pad)
         return Stretch(ids, self._tower[modality], tokens.latents, _grid(tokens.shape))
 
-    def _marked(self, draft: Draft, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
+    def _marked(self, decoding: Decoding, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
         """A span between its markers, of every document."""
         begin, end = self.vocabulary.begin[wanted.modality], self.vocabulary.end[wanted.modality]
-        draft.open(self._marker(begin))
+        decoding.open(self._marker(begin))
         if wanted.modality == self.vocabulary.latent_modality:
-            tokens_B = self._latents(draft, wanted, sampling, random)
+            tokens_B = self._latents(decoding, wanted, sampling, random)
         else:
-            tokens_B, _ = self._codes(draft, wanted, [end], sampling, random)
-        draft.close(self._marker(end))
+            tokens_B, _ = self._codes(decoding, wanted, [end], sampling, random)
+        decoding.close(self._marker(end))
         return tokens_B
 
     def _codes(
         self,
-        draft: Draft,
+        decoding: Decoding,
         wanted: Wanted,
         stops: Sequence[int],
         sampling: Sampling,
@@ -226,24 +226,24 @@ class Generator:
         modality = wanted.modality
         every, extra = self._rule[modality].tolist()
         if extra:
-            return self._delayed(draft, wanted, stops, sampling, random)
+            return self._delayed(decoding, wanted, stops, sampling, random)
         bases, sizes = self.vocabulary.base[modality], self.vocabulary.tokenizers[modality].codebooks
         if every > 1:  # the first codebook alone
             bases, sizes = bases[:1], sizes[:1]
         room = wanted.positions(len(bases))
-        drawn_Bn = np.zeros((draft.documents, room), np.int64)
-        end_B, stop_B = np.full(draft.documents, room), np.full(draft.documents, -1)
+        drawn_Bn = np.zeros((decoding.documents, room), np.int64)
+        end_B, stop_B = np.full(decoding.documents, room), np.full(decoding.documents, -1)
         for i in range(room):
             k = i % len(bases)
             may_stop = () if wanted.shape is not None or k else stops if i else at_once
             ranges = [(bases[k], bases[k] + sizes[k]), *((id_, id_ + 1) for id_ in may_stop)]
-            ids_B = drawn_Bn[:, i] = self._draw(draft, ranges, sampling, random)
+            ids_B = drawn_Bn[:, i] = self._draw(decoding, ranges, sampling, random)
             stopped_B = (stop_B < 0) & np.isin(ids_B, stops)
             end_B[stopped_B], stop_B[stopped_B] = i, ids_B[stopped_B]
             if (stop_B >= 0).all():
                 break
             tower = self._tower[modality]
-            draft.write(
+            decoding.write(
                 [Stretch(ids_B[b : b + 1], tower) if stop < 0 else None for b, stop in enumerate(stop_B.tolist())]
             )
         base_n = np.resize(bases, room)
@@ -252,10 +252,10 @@ class Generator:
         return [Tokens(wanted.shape or grid(len(codes)), ids=codes) for codes in found], stop_B.tolist()
 
     def _delayed(
-        self, draft: Draft, wanted: Wanted, stops: Sequence[int], sampling: Sampling, random: torch.Generator
+        self, decoding: Decoding, wanted: Wanted, stops: Sequence[int], sampling: Sampling, random: torch.Generator
     ) -> tuple[list[Tokens], list[int]]:
         """As `_codes`, where codebook k runs k frames late: once codebook 0 has stopped, the others come to their end."""
-        modality, B = wanted.modality, draft.documents
+        modality, B = wanted.modality, decoding.documents
         bases, sizes = self.vocabulary.base[modality], self.vocabulary.tokenizers[modality].codebooks
         ranges = [(base, base + size) for base, size in zip(bases, sizes, strict=True)]
         K, most = len(bases), wanted.shape[0] if wanted.shape is not None else wanted.limit or 0
@@ -266,7 +266,7 @@ class Generator:
             going_B = (stop_B < 0) & (p < most)
             if going_B.any():
                 may_stop = stops if wanted.shape is None and p else ()
-                ids_B = self._draw(draft, [ranges[0], *((id_, id_ + 1) for id_ in may_stop)], sampling, random)
+                ids_B = self._draw(decoding, [ranges[0], *((id_, id_ + 1) for id_ in may_stop)], sampling, random)
                 ended_B = going_B & np.isin(ids_B, stops)
                 frames_B[ended_B], stop_B[ended_B] = p, ids_B[ended_B]
                 going_B &= ~ended_B
@@ -274,40 +274,40 @@ class Generator:
             for k in range(1, min(K - 1, p) + 1):
                 late_B = p - k < frames_B
                 if late_B.any():
-                    ids_B = self._draw(draft, [ranges[k]], sampling, random)
+                    ids_B = self._draw(decoding, [ranges[k]], sampling, random)
                     ids_BFK[late_B, p - k, k] = ids_B[late_B]
-            draft.write([_token(ids_BFK[b], p, int(frames_B[b]), self._tower[modality]) for b in range(B)])
+            decoding.write([_token(ids_BFK[b], p, int(frames_B[b]), self._tower[modality]) for b in range(B)])
             p += 1
         found = [ids_FK[:frames] for ids_FK, frames in zip(ids_BFK, frames_B.tolist(), strict=True)]
         codes = [self.vocabulary.codes(modality, ids_FK.reshape(-1)) for ids_FK in found]
         tokens_B = [Tokens(ids_FK.shape, ids=each) for ids_FK, each in zip(found, codes, strict=True)]
         return tokens_B, stop_B.tolist()
 
-    def _latents(self, draft: Draft, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
+    def _latents(self, decoding: Decoding, wanted: Wanted, sampling: Sampling, random: torch.Generator) -> list[Tokens]:
         """Latents for every document, which are written to it clean: at diffusion step 0, as prompts are read."""
         assert wanted.shape is not None
         modality, tower, grid = wanted.modality, self._tower[wanted.modality], _grid(wanted.shape)
         dtype = torch.promote_types(self.model.embedding.weight.dtype, torch.float32)
         noise_BnL = torch.randn(
-            draft.documents, math.prod(wanted.shape), self.vocabulary.latent_dim, generator=random
+            decoding.documents, math.prod(wanted.shape), self.vocabulary.latent_dim, generator=random
         ).to(dtype)
         clean_BnL = self._process.sample(
-            lambda noisy_BnL, time: draft.predict(noisy_BnL, time, tower, grid).to("cpu", dtype),
+            lambda noisy_BnL, time: decoding.predict(noisy_BnL, time, tower, grid).to("cpu", dtype),
             noise_BnL,
             sampling.steps,
             random,
             sampling.eta,
         )
         found = [Tokens(wanted.shape, latents=each_NL.numpy().astype(np.float16)) for each_NL in clean_BnL]
-        draft.write([self._patches(modality, tokens) for tokens in found])
+        decoding.write([self._patches(modality, tokens) for tokens in found])
         return found
 
     def _draw(
-        self, draft: Draft, ranges: Sequence[tuple[int, int]], sampling: Sampling, random: torch.Generator
+        self, decoding: Decoding, ranges: Sequence[tuple[int, int]], sampling: Sampling, random: torch.Generator
     ) -> np.ndarray:
         """One of the ids in these ranges for every document."""
         allowed_V = np.concatenate([np.arange(*each) for each in ranges])
-        return allowed_V[_chosen(draft.scores(ranges), sampling, random)]
+        return allowed_V[_chosen(decoding.scores(ranges), sampling, random)]
 
 
 def _token(ids_FK: np.ndarray, p: int, frames: int, tower: int) -> Stretch | None:

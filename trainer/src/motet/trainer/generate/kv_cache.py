@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from motet.trainer.kernels.groups import Groups
 from torch import Tensor
 
+from motet.trainer.kernels.groups import Groups
 from motet.trainer.model.attention import Attend, scaled_dot_product
 from motet.trainer.model.mot import Layout
 from motet.trainer.model.rotary import rotation
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from motet.trainer.model.mot import MoT
 
 
-class Context:
+class KVCache:
     """B documents under way: their keys and values by layer, and how many positions each has (`length_B`)."""
 
     def __init__(self, model: MoT, documents: int, room: int):
@@ -66,21 +66,21 @@ class Context:
         begin_B1 = self.length_B[:, None]
         if int(self.length_B.max()) + n > self.room:
             raise ValueError(f"{int(self.length_B.max()) + n} positions, but there is room for {self.room}")
-        order_T = np.argsort(tower_Bn.reshape(-1), kind="stable")
+        place_T = np.argsort(tower_Bn.reshape(-1), kind="stable")
         counts = np.bincount(tower_Bn.reshape(-1), minlength=len(self.model.towers))
-        alone = counts.max() == order_T.size
-        grouped_T = torch.from_numpy(order_T).to(device)
-        sequence_T = torch.from_numpy(np.argsort(order_T)).to(device)
-        position_T = torch.from_numpy((begin_B1 + np.arange(n)).reshape(-1)[order_T]).to(device)
+        alone = counts.max() == place_T.size
+        grouped_T = torch.from_numpy(place_T).to(device)
+        sequence_T = torch.from_numpy(np.argsort(place_T)).to(device)
+        position_T = torch.from_numpy((begin_B1 + np.arange(n)).reshape(-1)[place_T]).to(device)
 
-        x_TD = self.model.embed(torch.from_numpy(ids_Bn.astype(np.int64).reshape(-1)[order_T]).to(device))
+        x_TD = self.model.embed(torch.from_numpy(ids_Bn.astype(np.int64).reshape(-1)[place_T]).to(device))
         if further_2J is not None and further_2J.size:
-            grouped_J, ids_J = torch.from_numpy(np.stack((np.argsort(order_T)[further_2J[0]], further_2J[1]))).to(
+            grouped_J, ids_J = torch.from_numpy(np.stack((np.argsort(place_T)[further_2J[0]], further_2J[1]))).to(
                 device
             )
             x_TD = x_TD.index_add(0, grouped_J, self.model.embed(ids_J))
         if patch_ND is not None and block_Bn is not None:
-            row_N = torch.from_numpy(np.flatnonzero(block_Bn.reshape(-1)[order_T])).to(device)
+            row_N = torch.from_numpy(np.flatnonzero(block_Bn.reshape(-1)[place_T])).to(device)
             x_TD = x_TD.index_copy(0, row_N, patch_ND.to(x_TD.dtype))
 
         cos, sin = rotation(position_T, self.width, self.model.config.rope_theta, x_TD.dtype)

@@ -32,16 +32,16 @@ SEGMENT = 64
 """Short documents share a segment up to this many positions: below it, a call costs more than the products in it."""
 
 
-Order = tuple[Tensor, Tensor] | None
+Permutation = tuple[Tensor, Tensor] | None
 """(for each position in sequence order its grouped row, the inverse); None if both orders are the same."""
 
 
-def in_sequence(x: Tensor, order: Order) -> Tensor:
+def in_sequence(x: Tensor, order: Permutation) -> Tensor:
     """Grouped rows in sequence order."""
     return x if order is None else _Reorder.apply(x, *order)
 
 
-def restored(x: Tensor, order: Order) -> Tensor:
+def restored(x: Tensor, order: Permutation) -> Tensor:
     """Rows in sequence order in grouped order again."""
     return x if order is None else _Reorder.apply(x, *reversed(order))
 

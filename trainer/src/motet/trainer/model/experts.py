@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from motet.trainer.kernels.groups import Groups
 from torch import Tensor
+
+from motet.trainer.kernels.groups import Groups
 
 if TYPE_CHECKING:
     from motet.trainer.config import Experts

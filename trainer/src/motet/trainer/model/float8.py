@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from motet.trainer.kernels.groups import Groups
 from torch import Tensor
 
 from motet.trainer.kernels.dispatch import weight_gradient
+from motet.trainer.kernels.groups import Groups
 
 LARGEST = 448.0
 """Of e4m3."""

@@ -10,11 +10,11 @@ Letters: T rows, J = H + 2K heads, H query heads, K key heads and as many value 
 from __future__ import annotations
 
 import torch
-from motet.trainer.kernels.groups import Groups
 from torch import Tensor
 
 from motet.trainer import kernels
-from motet.trainer.model.attention import Order, in_sequence
+from motet.trainer.kernels.groups import Groups
+from motet.trainer.model.attention import Permutation, in_sequence
 from motet.trainer.model.grouped import grouped_rms_norm
 from motet.trainer.model.rotary import rotate
 
@@ -27,7 +27,7 @@ def attention_inputs(
     eps: float,
     cos: Tensor,
     sin: Tensor,
-    order: Order,
+    order: Permutation,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(q_THC, k_TKC, v_TKC) in sequence order.
 

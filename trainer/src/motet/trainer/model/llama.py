@@ -1,11 +1,12 @@
-"""Start from a dense model: a Hugging Face checkpoint of Llama's kind, copied into every tower.
+"""Dense models of Llama's kind, in and out: a Hugging Face checkpoint copied into every tower, and one made of a model.
 
     FOLDER/config.json    --`Dense.open`, `settings`--> the `model:` block that fits it
     FOLDER/*.safetensors  --`Dense.copy_into`--> our model: each layer's matrices into all towers; the rows of text ids
                             and of `bos` and `eos` into embedding and head; the rows of all other ids are new
+    a text model of one tower --`to_llama`--> weights and config.json as `transformers` has them
 
-What LMFusion (arXiv 2412.15188) and BAGEL (arXiv 2505.14683) begin with. At step 0 all towers are the dense model, so
-`first_loss` must be the same with one tower as with all, whatever the batch.
+The first is what LMFusion (arXiv 2412.15188) and BAGEL (arXiv 2505.14683) begin with. At step 0 all towers are the dense
+model, so the first loss must be the same with one tower as with all, whatever the batch (`run.state.first_loss`).
 
 Every tensor of the checkpoint is used, every weight of ours is filled or new by name; anything else is refused. New rows
 are the mean of the text's rows: a new id's score is then the mean score, and by Jensen's inequality N new ids among V
@@ -27,12 +28,10 @@ from torch import Tensor
 
 from motet.core.errors import UserError
 from motet.trainer.model.mot import MoT, feed_forward_width
-from motet.trainer.objective.losses import losses
 from motet.trainer.vocabulary import TEXT, Vocabulary
 
 if TYPE_CHECKING:
     from motet.trainer.config import ModelConfig
-    from motet.trainer.data.batch import GroupedBatch
 
 KINDS = {"llama": False, "mistral": False, "qwen3": True}
 """Architectures of Llama's shape, and whether they normalise queries and keys."""
@@ -220,31 +219,59 @@ class Dense:
         return len(ours_VD) - size - known
 
 
-def first_loss(dense: Dense, model: MoT, vocabulary: Vocabulary, batch: GroupedBatch, alone: GroupedBatch) -> float:
-    """The text loss of `batch` before training, nats per token, when it is the dense model's.
+@torch.no_grad()
+def to_llama(model: MoT, vocabulary: Vocabulary, sequence: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights, config.json) of a text model of one tower as Hugging Face's Llama, or with QK-norm Qwen3, has them.
 
-    `alone` is the same rows grouped for one tower. RuntimeError if the towers together say something else than the
-    dense model: then a weight is not where it belongs.
+    Ids are the text tokenizer's, then motet's `pad`, `bos` and `eos`; `sequence` is the longest that it has seen.
+    ValueError if the model is not of Llama's shape.
     """
-    single = MoT(model.config.model_copy(update={"towers": {}}), (TEXT,), vocabulary.size, vocabulary.latent_dim)
-    dense.copy_into(single, vocabulary)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if not name.startswith(("blocks.", "norm")):  # what carries latents is new, and alike in both
-                dict(single.named_parameters())[name].copy_(weight)
-        of_all, of_one = (_text_loss(each, rows) for each, rows in ((model, batch), (single, alone)))
-    if not abs(of_all - of_one) <= 1e-3 * max(of_one, 1.0):
-        raise RuntimeError(
-            f"the towers' text loss is {of_all:.6f}, the dense model's {of_one:.6f}: a weight is misplaced"
-        )
-    return of_all
-
-
-def _text_loss(model: MoT, batch: GroupedBatch) -> float:
-    from motet.trainer.config import ObjectiveConfig
-
-    found = losses(model, batch.to(model.embedding.weight.device), ObjectiveConfig(), {})
-    return float(found.sums[TEXT] / found.counts[TEXT].clamp(min=1))
+    config, others = model.config, [m for m in vocabulary.modalities if m != TEXT]
+    if others:
+        raise ValueError(f"it knows {', '.join(others)}")
+    if config.norm != "before" or config.experts or config.cross_layers is not None:
+        raise ValueError("it needs `norm: before`, no experts and no cross_layers")
+    ours = model.state_dict()
+    (begin,), (size,) = vocabulary.base[TEXT], vocabulary.tokenizers[TEXT].codebooks
+    rows = torch.tensor([*range(begin, begin + size), vocabulary.pad, vocabulary.bos, vocabulary.eos])
+    named: dict[str, Tensor] = {
+        "model.embed_tokens.weight": ours["embedding.weight"][rows],
+        "lm_head.weight": ours["head.weight"][rows],
+        "model.norm.weight": ours["norm"][0],
+    }
+    width = config.dim // config.heads
+    kv_heads = config.kv_heads or config.heads
+    ffn = ours["blocks.0.down"].shape[-1]
+    parts = {"qkv": (config.heads * width, kv_heads * width, kv_heads * width), "gate_up": (ffn, ffn)}
+    for layer in range(config.layers):
+        at = f"model.layers.{layer}."
+        for theirs, name in LAYER.items():
+            if f"blocks.{layer}.{name}" in ours:
+                named[f"{at}{theirs}.weight"] = ours[f"blocks.{layer}.{name}"][0]
+        for name, theirs_ in PARTS.items():
+            matrices = ours[f"blocks.{layer}.{name}"][0].split(parts[name])
+            named |= {f"{at}{theirs}.weight": matrix for theirs, matrix in zip(theirs_, matrices, strict=True)}
+    said = {
+        "architectures": ["Qwen3ForCausalLM" if config.qk_norm else "LlamaForCausalLM"],
+        "model_type": "qwen3" if config.qk_norm else "llama",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": width,
+        "intermediate_size": ffn,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "vocab_size": size + 3,
+        "max_position_embeddings": sequence,
+        "tie_word_embeddings": False,
+        "pad_token_id": size,
+        "bos_token_id": size + 1,
+        "eos_token_id": size + 2,
+    }
+    return named, said
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Path]]:

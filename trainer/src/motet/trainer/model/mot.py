@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from motet.trainer.kernels.groups import Groups
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from motet.trainer.model.attention import Attend, Order, packed_attention, restored
+from motet.trainer.kernels.groups import Groups
+from motet.trainer.model.attention import Attend, Permutation, packed_attention, restored
 from motet.trainer.model.experts import Balance, route
 from motet.trainer.model.float8 import float8_linear
 from motet.trainer.model.grouped import compute_dtype, grouped_linear, grouped_rms_norm, swiglu
@@ -61,7 +61,7 @@ class Layout:
     """
 
     groups: Groups
-    order: Order
+    order: Permutation
     cos: Tensor
     sin: Tensor
     attend: Attend
@@ -206,18 +206,18 @@ class MoT(nn.Module):
 
     def layout(self, batch: GroupedBatch, balance: float = 0.0) -> Layout:
         """What all layers share, computed once per batch."""
-        order_T, S, learn = batch.order_T, batch.sequence, torch.is_grad_enabled()
+        place_T, S, learn = batch.place_T, batch.sequence, torch.is_grad_enabled()
         alone = sum(count > 0 for count in batch.counts) == 1
-        inverse_T = torch.empty_like(order_T).scatter_(0, order_T, torch.arange(len(order_T), device=order_T.device))
+        inverse_T = torch.empty_like(place_T).scatter_(0, place_T, torch.arange(len(place_T), device=place_T.device))
         groups = Groups(batch.counts, batch.offsets_G)
         cos, sin = rotation(batch.position_T, self.width, self.config.rope_theta, self.embedding.weight.dtype)
         return Layout(
             groups,
-            None if alone else (inverse_T, order_T),
+            None if alone else (inverse_T, place_T),
             cos,
             sin,
             self._attend(batch, inverse_T, groups),
-            Balance(order_T // S, batch.rows, balance) if learn and balance and self.config.experts else None,
+            Balance(place_T // S, batch.rows, balance) if learn and balance and self.config.experts else None,
             self.recompute if learn else "none",
         )
 

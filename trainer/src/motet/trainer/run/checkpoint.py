@@ -19,19 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from motet.core.hashing import content_hash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from motet.core.configuration import validate
-from motet.core.durable import sync
-from motet.core.errors import UserError
+from motet.core import durable
+from motet.core.errors import UserError, one_line
+from motet.core.hashing import content_hash
 from motet.trainer.config import TrainConfig
 from motet.trainer.data.order import Cursor
 from motet.trainer.model.mot import MoT
 from motet.trainer.vocabulary import Towers, Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Another value means that an older motet could not go on from what this one writes, or the other way round."""
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 NAME = re.compile(r"step-(\d{6,})")
@@ -48,10 +47,11 @@ class State:
     Attributes:
         step: steps done; the next one's number. cursor: of a window of documents before its batch.
         tokens: trained on so far.
-        fingerprint: of the plan up to there: which data, in which order.
+        fingerprint: of the order up to there: which data, in which order.
         threads: CPU threads of the process that wrote it.
         vocabulary: `Vocabulary.to_json`. config: the complete `TrainConfig`.
         files: hash of each file beside this one.
+        tokenizers: settings of each modality's tokenizer, as far as the data says them: not in format 1.
         version: of the format; checkpoints of before it was noted have the first.
     """
 
@@ -63,19 +63,8 @@ class State:
     vocabulary: dict[str, Any]
     config: dict[str, Any]
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    tokenizers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     version: int = FORMAT_VERSION
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model out of a checkpoint, with what is needed to use it."""
-
-    model: MoT
-    vocabulary: Vocabulary
-    towers: Towers
-    config: TrainConfig
-    state: State
-    path: Path
 
 
 def save(out: Path, state: State, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], keep: int) -> Path:
@@ -93,9 +82,8 @@ def save(out: Path, state: State, model: Mapping[str, Tensor], optimizer: Mappin
     text = json.dumps({**data, "hash": content_hash(data)}, indent=1)
     (partial / STATE).write_text(text, encoding="utf-8")
     for name in (MODEL, OPTIMIZER, STATE, "."):
-        sync(partial / name)
-    partial.rename(final)
-    sync(folder)
+        durable.sync(partial / name)
+    durable.rename(partial, final)
     for old in _complete(out)[:-keep]:
         _drop(old)
     return final
@@ -120,8 +108,8 @@ def read_state(path: Path) -> State:
     try:
         data = json.loads((path / STATE).read_bytes())
         told, version = data.pop("hash"), data.get("version", 1)
-        if version != FORMAT_VERSION:
-            raise UserError(f"{path / STATE}: checkpoint format {version}; this motet reads {FORMAT_VERSION}")
+        if version not in (1, FORMAT_VERSION):
+            raise UserError(f"{path / STATE}: checkpoint format {version}; this motet reads 1 and {FORMAT_VERSION}")
         row, *taken = data["cursor"]
         state = State(**{**data, "cursor": Cursor(row, *map(tuple, taken))})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -147,26 +135,10 @@ def fill(model: MoT, path: Path, state: State) -> None:
     try:
         model.load_state_dict(load(path, state, MODEL))
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path / MODEL}: another version of motet wrote it, whose weights have other names or shapes ({first} ...); use "
+            f"{path / MODEL}: another version of motet wrote it, whose weights have other names or shapes ({one_line(error)} ...); use "
             "that version, or train anew"
         ) from None
-
-
-def open_model(path: Path) -> Trained:
-    """The trained model of a run folder's newest checkpoint, or of one checkpoint folder, on the CPU.
-
-    UserError if there is none, DamagedCheckpoint if its bytes have changed.
-    """
-    found = checkpoint_of(path)
-    state = read_state(found)
-    config = validate(state.config, TrainConfig, str(found / STATE))
-    vocabulary = Vocabulary.from_json(state.vocabulary)
-    towers = Towers.of(vocabulary, config.model.towers)
-    model = new_model(config, vocabulary, towers)
-    fill(model, found, state)
-    return Trained(model, vocabulary, towers, config, state, found)
 
 
 def new_model(config: TrainConfig, vocabulary: Vocabulary, towers: Towers) -> MoT:

@@ -11,12 +11,12 @@ A folder that holds anything else is not touched.
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from motet.core import durable
 from motet.core.configuration import dump_config, load_config
 from motet.core.errors import UserError
 from motet.trainer.config import MAY_CHANGE, TrainConfig
@@ -47,7 +47,7 @@ def claimed(out: Path, config: TrainConfig) -> Iterator[None]:
 
 def keep(out: Path, config: TrainConfig) -> None:
     """Note the configuration that the run goes on with: once the data has been found to fit it."""
-    write_whole(out / CONFIG, dump_config(config))
+    durable.write(out / CONFIG, dump_config(config))
 
 
 def check(out: Path, config: TrainConfig) -> None:
@@ -77,16 +77,6 @@ def changes(out: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
         for field in [*asked, *(had.keys() - asked.keys())]
         if had.get(field) != asked.get(field)
     }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the new one, never a part of it."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

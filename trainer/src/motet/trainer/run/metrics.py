@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from motet.trainer.run.folder import write_whole
+from motet.core import durable
 
 if TYPE_CHECKING:
     from motet.trainer.data.batch import GroupedBatch
@@ -40,7 +40,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         rows = [json.dumps(row) + "\n" for row in read(out) if row["step"] < step]
-        write_whole(out / METRICS, "".join(rows))
+        durable.write(out / METRICS, "".join(rows))
         self._file = open(out / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
 
@@ -92,21 +92,30 @@ def hash_of_rows(batch: GroupedBatch, rows: Sequence[int]) -> int:
 
     Row b of `batch` is row rows[b] of the global batch. Hashes of rows add up (modulo 2^64), so that the
     global batch's is the sum over micro-batches and ranks, however the rows were shared out. `batch` is on the CPU.
+
+    What stands together in a row stands together among its tower's tokens too, so each row is read stretch by stretch.
     """
-    order_T, values = batch.order_T.numpy(), (batch.latents_ND, batch.noise_ND, batch.time_N)
-    column_3T = np.empty((3, len(order_T)), np.int64)
-    for column_T, grouped_T in zip(column_3T, (batch.ids_T, batch.position_T, batch.labels_T), strict=True):
-        column_T[order_T] = grouped_T.numpy()
-    column_3BS = column_3T.reshape(3, batch.rows, batch.sequence)
+    place_T, values = batch.place_T.numpy(), (batch.latents_ND, batch.noise_ND, batch.time_N)
+    columns = [column_T.numpy().data for column_T in (batch.ids_T, batch.position_T, batch.labels_T)]
+    goes_on_T = np.diff(place_T, prepend=-2) == 1
+    goes_on_T &= place_T % batch.sequence > 0
+    begin_Z = np.flatnonzero(~goes_on_T)
+    end_Z = np.append(begin_Z[1:], len(place_T))
+    in_sequence_Z = np.argsort(place_T[begin_Z])
+    stretches = np.column_stack((begin_Z, end_Z))[in_sequence_Z]
+    edges = np.arange(batch.rows + 1) * batch.sequence
+    first_B1 = np.searchsorted(place_T[stretches[:, 0]], edges).tolist()
     # Latents are in sequence order: where those of each row begin.
-    begin_B1 = np.searchsorted(order_T[batch.latent_row_N], np.arange(batch.rows + 1) * batch.sequence).tolist()
+    latent_B1 = np.searchsorted(place_T[batch.latent_row_N], edges).tolist()
     total = 0
     for b in range(batch.rows):
         state = xxhash.xxh3_64(rows[b].to_bytes(8, "little"))
-        for column_S in column_3BS[:, b]:
-            state.update(column_S.data)
+        own = stretches[first_B1[b] : first_B1[b + 1]].tolist()
+        for column in columns:
+            for begin, end in own:
+                state.update(column[begin:end])
         for value_N in values:
-            state.update(value_N.numpy()[begin_B1[b] : begin_B1[b + 1]].data)
+            state.update(value_N.numpy()[latent_B1[b] : latent_B1[b + 1]].data)
         total += state.intdigest()
     return wrapped(total)
 

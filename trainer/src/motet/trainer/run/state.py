@@ -1,4 +1,4 @@
-"""A run in memory: the stream, the model, the optimizer, and how far they are.
+"""A run in memory: the data loader, the model, the optimizer, and how far they are.
 
     configuration + token datasets --`Run.open`--> a run at step 0, or at its last checkpoint --`save`--> checkpoint
 
@@ -11,24 +11,28 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from motet.trainer.objective.tally import heldout_tally, means
 from torch.optim import AdamW
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.shard import DamagedShard
-from motet.trainer.config import TrainConfig
-from motet.trainer.data import damage as lost
-from motet.trainer.data.batch import DIFFUSION
-from motet.trainer.data.collate import Noise, Renderer
+from motet.pipeline.dataset.store import store_of
+from motet.pipeline.dataset.tokenizers import settings_of
+from motet.trainer.config import ObjectiveConfig, TrainConfig
+from motet.trainer.data.batch import DIFFUSION, GroupedBatch
+from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import Stream, heldout
-from motet.trainer.data.order import Cursor, Loss, Plan
-from motet.trainer.data.records import LostBatches, Records
+from motet.trainer.data.damage import without_damage
+from motet.trainer.data.loader import Loader, heldout_loader
+from motet.trainer.data.opened import Opened
+from motet.trainer.data.order import Cursor, Damage
 from motet.trainer.model.flops import pair_cost
-from motet.trainer.model.llama import Dense, first_loss
+from motet.trainer.model.llama import Dense
 from motet.trainer.model.mot import MoT
+from motet.trainer.objective.losses import losses
+from motet.trainer.objective.tally import heldout_tally, means
 from motet.trainer.run import checkpoint, optimizer
 from motet.trainer.vocabulary import TEXT, Towers, Vocabulary
 
@@ -43,15 +47,17 @@ class Run:
         step: steps done. tokens: trained on so far, over all ranks.
         threads: CPU threads that its arithmetic uses.
         losses: the names of its losses: the modalities given as ids, and `diffusion`.
-        unseen: the held-out documents. unseen_lost: those that have been found damaged.
+        heldout: the held-out documents. heldout_damage: what of them has been found damaged.
+        tokenizers: settings of each modality's tokenizer, as far as the data says them.
     """
 
     config: TrainConfig
     out: Path
     vocabulary: Vocabulary
     towers: Towers
-    stream: Stream
-    unseen: Corpus
+    loader: Loader
+    heldout: Corpus
+    tokenizers: dict[str, dict[str, Any]]
     model: MoT
     optimizer: AdamW
     device: torch.device
@@ -59,7 +65,7 @@ class Run:
     losses: tuple[str, ...]
     step: int = 0
     tokens: int = 0
-    unseen_lost: list[Loss] = field(default_factory=list)
+    heldout_damage: list[Damage] = field(default_factory=list)
 
     @classmethod
     def open(cls, config: TrainConfig, out: Path) -> Run:
@@ -68,16 +74,13 @@ class Run:
         UserError if configuration and data do not fit each other, or the data is not what the run began with;
         DamagedShard and DamagedCheckpoint name bytes that have changed.
         """
-        data = config.data
-        corpus = Corpus(Records.of(data, data.all_paths), "train", data.holdout)
-        begun_with = Records.of(data, data.paths) if data.edits else corpus.records
-        vocabulary = Vocabulary.of(corpus.tokenizers)
+        data = Opened.of(config, out)
+        records = data.order.corpus.records
+        vocabulary = Vocabulary.of(records.tokenizers)
         _check_objective(config, vocabulary)
         towers = Towers.of(vocabulary, config.model.towers)
-        plan = Plan(corpus, data, config.rows, config.seed)
-        plan.lose(lost.read(out))
         noise = Noise(config.seed, config.objective.noise_steps)
-        stream = Stream(plan, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
+        loader = Loader(data.order, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         saved = checkpoint.latest(out)
         model = checkpoint.new_model(config, vocabulary, towers).to(device)
@@ -93,8 +96,9 @@ class Run:
             out=out,
             vocabulary=vocabulary,
             towers=towers,
-            stream=stream,
-            unseen=Corpus(begun_with, "heldout", data.holdout),
+            loader=loader,
+            heldout=data.heldout,
+            tokenizers=settings_of(map(store_of, records.paths)),
             model=model,
             optimizer=optimizer.adamw(model, config.optimizer),
             device=device,
@@ -108,14 +112,14 @@ class Run:
     def first_loss(self) -> float:
         """Text loss of the first rows before the first step, when it is that of the dense model that the towers copy.
 
-        RuntimeError if it is not: see `upcycle.first_loss`. LostBatches if the rows cannot be read.
+        RuntimeError if it is not: see `first_loss` below. LostBatches if the rows cannot be read.
         """
         assert self.config.start
-        plan = self.stream.plan
-        rows = plan.rows_of(0).taken(range(self.config.micro_rows)).read(plan.corpus)
+        order = self.loader.order
+        rows = order.rows_of(0).taken(range(self.config.micro_rows)).read(order.corpus)
         single = Towers.of(self.vocabulary, dict.fromkeys(self.vocabulary.modalities, TEXT))
         batch, alone = (
-            Renderer(self.vocabulary, towers, self.config.data.sequence, Noise(0, 1)).batch(rows)
+            Collate(self.vocabulary, towers, self.config.data.sequence, Noise(0, 1)).batch(rows)
             for towers in (self.towers, single)
         )
         return first_loss(Dense.open(self.config.start), self.model, self.vocabulary, batch, alone)
@@ -125,32 +129,34 @@ class Run:
         state = checkpoint.State(
             step=self.step,
             tokens=self.tokens,
-            fingerprint=self.stream.plan.fingerprint(self.step),
+            fingerprint=self.loader.order.fingerprint(self.step),
             cursor=cursor,
             threads=self.threads,
             vocabulary=self.vocabulary.to_json(),
             config=self.config.model_dump(mode="json"),
+            tokenizers=self.tokenizers,
         )
         moments = optimizer.state(self.model, self.optimizer)
         checkpoint.save(self.out, state, self.model.state_dict(), moments, self.config.keep)
 
-    def heldout(self) -> dict[str, float | None]:
+    def heldout_losses(self) -> dict[str, float | None]:
         """Losses on the first held-out rows, always the same ones."""
-        data, rows, noise_steps = self.config.data, self.config.micro_rows, self.config.objective.noise_steps
-        limit, objective = self.config.evaluate_rows, self.config.objective
-        while True:
-            stream = heldout(self.unseen, self.vocabulary, self.towers, data, noise_steps, self.unseen_lost)
-            try:
-                return means(self.losses, heldout_tally(self.model, stream.once(rows, limit), objective, self.losses))
-            except LostBatches as error:
-                log.warning("%s; held-out losses are of the documents that are left", error)
-                self.unseen_lost += [Loss(0, each) for each in error.lost]
+        config, objective = self.config, self.config.objective
 
-    def lose(self, found: Sequence[Loss]) -> None:
+        def measured(damage: list[Damage]) -> list[float]:
+            loader = heldout_loader(
+                self.heldout, self.vocabulary, self.towers, config.data, objective.noise_steps, damage
+            )
+            batches = loader.once(config.micro_rows, config.evaluate_rows)
+            return heldout_tally(self.model, batches, objective, self.losses)
+
+        return means(self.losses, without_damage(measured, self.heldout_damage))
+
+    def leave_out(self, found: Sequence[Damage]) -> None:
         """Go on without these record batches; every rank has to. DamagedShard if that is more than `data.max_lost`."""
-        plan, limit = self.stream.plan, self.config.data.max_lost
-        plan.lose(found)
-        if (share := plan.lost_documents()) > limit:
+        order, limit = self.loader.order, self.config.data.max_lost
+        order.leave_out(found)
+        if (share := order.lost_documents()) > limit:
             raise DamagedShard(
                 f"{found[0].lost.why}; without it {100 * share:.2f} % of the documents are lost, more than data.max_lost: "
                 f"{100 * limit:.2f} %; the run goes on from its last checkpoint when the data is whole again"
@@ -163,8 +169,8 @@ class Run:
                 f"data: the datasets bring modalities or tokenizers that the run in {self.out} did not begin with; a model's "
                 "vocabulary is fixed: take them out to go on, or choose another --out"
             )
-        plan = self.stream.plan
-        if state.fingerprint != plan.fingerprint(state.step):
+        order = self.loader.order
+        if state.fingerprint != order.fingerprint(state.step):
             raise UserError(
                 f"data.paths: {', '.join(self.config.data.paths)}: the data is not what the run in {self.out} began "
                 f"with, or an edit before step {state.step} has changed; bring that back to go on, or choose another --out"
@@ -172,7 +178,7 @@ class Run:
         checkpoint.fill(self.model, saved, state)
         moments = checkpoint.load(saved, state, checkpoint.OPTIMIZER)
         optimizer.restore(self.model, self.optimizer, moments)
-        plan.remember(state.cursor)
+        order.remember(state.cursor)
         self.step, self.tokens = state.step, state.tokens
         self.threads = self.config.threads or state.threads
 
@@ -204,3 +210,29 @@ def _check_objective(config: TrainConfig, vocabulary: Vocabulary) -> None:
         if name not in vocabulary.modalities:
             known = ", ".join(vocabulary.modalities)
             raise UserError(f"objective.weights: {name}: the data has no such modality; it has {known}")
+
+
+def first_loss(dense: Dense, model: MoT, vocabulary: Vocabulary, batch: GroupedBatch, alone: GroupedBatch) -> float:
+    """The text loss of `batch` before training, nats per token, when it is the dense model's.
+
+    `alone` is the same rows grouped for one tower. RuntimeError if the towers together say something else than the
+    dense model: then a weight is not where it belongs.
+    """
+    single = MoT(model.config.model_copy(update={"towers": {}}), (TEXT,), vocabulary.size, vocabulary.latent_dim)
+    dense.copy_into(single, vocabulary)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not name.startswith(("blocks.", "norm")):  # what carries latents is new, and alike in both
+                dict(single.named_parameters())[name].copy_(weight)
+        of_all, of_one = (_text_loss(each, rows) for each, rows in ((model, batch), (single, alone)))
+    if not abs(of_all - of_one) <= 1e-3 * max(of_one, 1.0):
+        raise RuntimeError(
+            f"the towers' text loss is {of_all:.6f}, the dense model's {of_one:.6f}: a weight is misplaced"
+        )
+    return of_all
+
+
+def _text_loss(model: MoT, batch: GroupedBatch) -> float:
+
+    found = losses(model, batch.to(model.embedding.weight.device), ObjectiveConfig(), {})
+    return float(found.sums[TEXT] / found.counts[TEXT].clamp(min=1))

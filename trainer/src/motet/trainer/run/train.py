@@ -1,6 +1,6 @@
 """The training loop: `train` is the whole of it, from token datasets to checkpoints.
 
-    Corpus -> Plan -> Stream --micro-batches--> MoT -> losses --backward--> gradient --clip--> AdamW -> weights
+    order of training -> loader --micro-batches--> MoT -> losses --backward--> gradient --clip--> AdamW -> weights
                                                                        step --row--> metrics; now and then: checkpoint
 
 The step's number is the only cursor: a run that was killed goes on from its last checkpoint with the batches, noise and
@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from motet.trainer.objective.tally import means
 from torch import Tensor, nn
 
 from motet.core.errors import UserError
 from motet.trainer.config import TrainConfig
-from motet.trainer.data import damage as lost
+from motet.trainer.data import damage
 from motet.trainer.data.batch import GroupedBatch
-from motet.trainer.data.order import Cursor, Loss
+from motet.trainer.data.order import Cursor, Damage
 from motet.trainer.data.records import LostBatches
 from motet.trainer.model.flops import batch_flops, peak
 from motet.trainer.objective.losses import losses
+from motet.trainer.objective.tally import means
 from motet.trainer.run.folder import claimed, keep
 from motet.trainer.run.metrics import MetricsLog, Row, hash_of_rows, wrapped
 from motet.trainer.run.optimizer import gradient_norm, learning_rate, set_learning_rate
@@ -143,7 +143,7 @@ def _loop(
                     "cursor": work.cursor,
                 }
                 if config.evaluate_every and run.step % config.evaluate_every == 0:
-                    row["heldout"] = run.heldout()
+                    row["heldout"] = run.heldout_losses()
                 metrics.write(row)
                 if last or run.step % config.checkpoint_every == 0:
                     metrics.sync()
@@ -172,17 +172,17 @@ class _Work:
 
 def _read(run: Run, step: int, rank: int, world: int) -> _Work:
     micro_rows = run.config.micro_rows
-    cursor = run.stream.plan.cursor(step)
+    cursor = run.loader.order.cursor(step)
     try:
-        batches = run.stream.micro_batches(step, rank, world, micro_rows)
+        view = run.loader.view(step, rank, world, micro_rows)
     except LostBatches as error:
         error.row = max(error.row, cursor.row)
         raise
-    rows = run.stream.share(step, rank, world)
-    hashes = [hash_of_rows(batch, rows[i * micro_rows : (i + 1) * micro_rows]) for i, batch in enumerate(batches)]
-    tokens = sum(int((batch.document_T > 0).sum()) for batch in batches)
-    flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch, run.towers.names) for batch in batches)
-    return _Work(batches, run.stream.counts(step), tokens, int(flops), wrapped(sum(hashes)), cursor)
+    rows = [view.rows[at : at + micro_rows] for at in range(0, len(view.rows), micro_rows)]
+    hashes = [hash_of_rows(batch, own) for batch, own in zip(view.batches, rows, strict=True)]
+    tokens = sum(int((batch.document_T > 0).sum()) for batch in view.batches)
+    flops = sum(batch_flops(run.config.model, run.vocabulary.size, batch, run.towers.names) for batch in view.batches)
+    return _Work(view.batches, view.counts, tokens, int(flops), wrapped(sum(hashes)), cursor)
 
 
 def _learn(run: Run, model: nn.Module, work: _Work, rate: float) -> tuple[Tensor, Tensor]:
@@ -223,16 +223,16 @@ def _agreed(run: Run, coming: Future[_Work], rank: int, world: int, say: Callabl
     failure = coming.exception()
     if not any_of(failure is not None, world):
         return coming.result()
-    mine = [Loss(failure.row, each) for each in failure.lost] if isinstance(failure, LostBatches) else None
+    mine = [Damage(failure.row, each) for each in failure.lost] if isinstance(failure, LostBatches) else None
     if any_of(failure is not None and mine is None, world):
         assert failure is None or isinstance(failure, Exception)
         raise together_refused(None if mine else failure, world)
-    found = sorted({loss for told in gathered(mine or [], world) for loss in told})
+    found = sorted({each for told in gathered(mine or [], world) for each in told})
     if rank == 0:
-        lost.note(run.out, found)
-    for loss in found:
-        say(f"{loss.lost.why}; going on without its documents ({run.out / lost.LOST} has the list)")
-    run.lose(found)
+        damage.note(run.out, found)
+    for each in found:
+        say(f"{each.lost.why}; going on without its documents ({run.out / damage.LOST} has the list)")
+    run.leave_out(found)
     return None
 
 

@@ -20,23 +20,24 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from motet.core import durable
 from motet.core.errors import UserError
+from motet.trainer.data import damage
 from motet.trainer.data.batch import DIFFUSION
 from motet.trainer.data.collate import Noise
-from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import Stream, heldout
-from motet.trainer.data.order import Plan
+from motet.trainer.data.damage import without_damage
+from motet.trainer.data.loader import Loader, heldout_loader
+from motet.trainer.data.opened import Opened
+from motet.trainer.data.order import Damage
 from motet.trainer.data.packed import Rows
-from motet.trainer.data.records import Records
 from motet.trainer.objective.losses import losses
-from motet.trainer.run.checkpoint import new_model, open_model
-from motet.trainer.run.folder import write_whole
+from motet.trainer.run.checkpoint import new_model
+from motet.trainer.use.trained import Trained
 from motet.trainer.vocabulary import TEXT, Vocabulary
 
 if TYPE_CHECKING:
@@ -51,41 +52,48 @@ UNIGRAM_TOKENS = 10_000_000
 """How much of the training split is counted: more would change no digit that is shown."""
 
 
-def evaluate(path: str | Path, rows: int = 512, byte_lengths: np.ndarray | None = None) -> dict[str, Any]:
-    """Losses of a run folder's newest checkpoint, or of one checkpoint folder, on at most `rows` held-out packed rows.
+def evaluate(trained: Trained, rows: int = 512, byte_lengths: np.ndarray | None = None) -> dict[str, Any]:
+    """Losses of a run's model on at most `rows` held-out packed rows.
 
     `byte_lengths` (int64 [text ids]) are the bytes that each of the text tokenizer's ids stands for (`byte_lengths` of the
     tokenizer); without them there are no bits per byte.
 
-    Returns, and writes into the run folder's evaluation.json: `step`, `checkpoint`, `rows`, and `modalities`: for each
+    Returns, and writes into evaluation.json in the run's folder: `step`, `checkpoint`, `rows`, and `modalities`: for each
     its number of `labels`, `loss` (nats per token), `bits`, `start` (the loss before training), `unigram` (entropy),
     `top1` and `top5` (shares of the labels), and the same for each of its `codebooks`; text also `bytes` and
     `bits_per_byte`; `diffusion`: `latents`, `loss`, `start`, for a model of latents; `sources`: for each the `labels` and
     `loss` of every modality, the `latents` and `loss` of `diffusion`.
-    UserError if there is no checkpoint or nothing was held out.
+    What is damaged is left out, with a warning. UserError if nothing was held out, or the model is not of a run.
     """
-    trained = open_model(Path(path))
-    config, vocabulary = trained.config, trained.vocabulary
-    records = Records.of(config.data, config.data.paths)
-    vocabulary.check(records.tokenizers, "data.paths")
-    unseen = Corpus(records, "heldout", config.data.holdout)
-    noise_steps = config.objective.noise_steps
-    stream = heldout(unseen, vocabulary, trained.towers, config.data, noise_steps)
-    read = list(stream.rows_once(config.micro_rows, rows))
+    training, vocabulary, towers = trained.of_run(), trained.vocabulary, trained.towers
+    config, noise_steps = training.config, trained.objective.noise_steps
+    unweighed = config.data.unweighed
+    data = Opened.of(config.model_copy(update={"data": unweighed}))
+    known = [Damage(0, each.lost) for each in damage.read(training.home)]
+
+    def unseen(left_out: list[Damage]) -> tuple[list[Rows], list[GroupedBatch]]:
+        loader = heldout_loader(data.heldout, vocabulary, towers, config.data, noise_steps, left_out)
+        read = list(loader.rows_once(config.micro_rows, rows))
+        return read, [loader.batch(each) for each in read]
+
+    read, batches = without_damage(unseen, known)
     if not read:
-        total = records.begin[-1]
+        total = data.begun_with.begin[-1]
         raise UserError(f"data.holdout: {config.data.holdout} holds out none of {total} documents; raise it")
-    batches = [stream.batch(each) for each in read]
-    known = Plan(Corpus(records, "train", config.data.holdout), config.data.unweighed, config.rows, config.seed)
-    seen = Stream(known, vocabulary, trained.towers, Noise(config.seed, noise_steps))
     books = _codebooks(vocabulary)
     ranges = [each for of_modality in books.values() for each in of_modality]
     label_M, source_M, source_N = _labels(read, batches)
     end, start = (
         _measure(model, batches, config.objective, ranges)
-        for model in (trained.model, new_model(config, vocabulary, trained.towers))
+        for model in (trained.model, new_model(config, vocabulary, towers))
     )
-    unigram_V = _unigram_nats(seen.once(1, UNIGRAM_TOKENS // config.data.sequence), vocabulary.size, ranges)
+
+    def counted(left_out: list[Damage]) -> np.ndarray:
+        data.order.leave_out(left_out)
+        seen = Loader(data.order, vocabulary, towers, Noise(config.seed, noise_steps))
+        return _unigram_nats(seen.once(1, UNIGRAM_TOKENS // config.data.sequence), vocabulary.size, ranges)
+
+    unigram_V = without_damage(counted, known)
     columns = {
         "loss": end.nats_M,
         "start": start.nats_M,
@@ -102,13 +110,13 @@ def evaluate(path: str | Path, rows: int = 512, byte_lengths: np.ndarray | None 
     if byte_lengths is not None and vocabulary.base[TEXT]:
         modalities[TEXT] |= _bits_per_byte(end.nats_M, label_M - vocabulary.base[TEXT][0], byte_lengths)
     sources = {}
-    for number, source in enumerate(unseen.sources):
+    for number, source in enumerate(data.begun_with.sources):
         own_M, own_N = source_M == number, source_N == number
         of_source = {m: _loss(end.nats_M[own_M & _among(label_M, own)], "labels") for m, own in books.items()}
         of_source[DIFFUSION] = _loss(end.error_N[own_N], "latents")
         sources[source] = {name: figures for name, figures in of_source.items() if figures["loss"] is not None}
     evaluation: dict[str, Any] = {
-        "step": trained.state.step,
+        "step": training.state.step,
         "checkpoint": trained.path.name,
         "rows": len(batches) * config.micro_rows,
         "modalities": modalities,
@@ -116,29 +124,8 @@ def evaluate(path: str | Path, rows: int = 512, byte_lengths: np.ndarray | None 
     }
     if len(end.error_N):
         evaluation[DIFFUSION] = {**_loss(end.error_N, "latents"), "start": float(start.error_N.mean())}
-    write_whole(trained.path.parent.parent / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
+    durable.write(training.home / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
     return evaluation
-
-
-def heldout_tally(
-    model: MoT, batches: Iterable[GroupedBatch], objective: ObjectiveConfig, names: Sequence[str]
-) -> list[float]:
-    """Sums of the losses called `names` over `batches`, then how many terms each sum has."""
-    device = model.embedding.weight.device
-    tally = torch.zeros(2 * len(names), dtype=torch.float64, device=device)
-    model.eval()
-    with torch.no_grad():
-        for batch in batches:
-            found = losses(model, batch.to(device), objective, {})
-            tally += torch.stack([each[name].double() for each in (found.sums, found.counts) for name in names])
-    model.train()
-    return tally.tolist()
-
-
-def means(names: Sequence[str], tally_2K: Sequence[float]) -> dict[str, float | None]:
-    """Sums over counts, by name; None where nothing was counted."""
-    sums, counts = tally_2K[: len(names)], tally_2K[len(names) :]
-    return {name: total / n if n else None for name, total, n in zip(names, sums, counts, strict=True)}
 
 
 def table(evaluation: dict[str, Any]) -> Table:

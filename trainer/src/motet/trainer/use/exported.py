@@ -1,12 +1,15 @@
-"""A trained model for others: weights, what they mean, and a card; or a checkpoint that Hugging Face's Llama opens.
+"""A trained model for others: weights, what they mean, its tokenizers, and a card; or a checkpoint for Hugging Face's Llama.
 
-run folder --`open_model`--> `Trained` --`export`--> FOLDER, which `pretrained.load` opens
---`export_llama`--> FOLDER, which `transformers` opens
+`Trained` --`export`--> FOLDER, which `Trained.open` opens
+          --`export_llama`--> FOLDER, which `transformers` opens
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,98 +18,73 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
 from motet.core.errors import UserError
+from motet.trainer.model import llama
 from motet.trainer.model.flops import parameters
-from motet.trainer.model.llama import LAYER, PARTS
-from motet.trainer.run.checkpoint import Trained, open_model
 from motet.trainer.use.evaluate import EVALUATION
-from motet.trainer.use.pretrained import CARD, CONFIG, FORMAT
-from motet.trainer.vocabulary import TEXT
+from motet.trainer.use.trained import CARD, CONFIG, FORMAT, Trained
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def export(run: str | Path, out: str | Path, dtype: str = "float32") -> Path:
-    """Write the newest checkpoint of a run folder, or one checkpoint, to the new folder `out`; returns it.
+def export(trained: Trained, out: str | Path, dtype: str = "float32") -> Path:
+    """Write a trained model to the new folder `out`, which `Trained.open` opens; returns it.
 
-    UserError if there is no checkpoint, or `out` holds something.
+    UserError if `out` holds something.
     """
-    trained, out = open_model(Path(run)), _fresh(Path(out))
-    weights = {name: weight.to(DTYPES[dtype]) for name, weight in trained.model.state_dict().items()}
-    _save(weights, out)
-    config = trained.config
+    training, out = trained.of_run(), _fresh(Path(out))
+    _save({name: weight.to(DTYPES[dtype]) for name, weight in trained.model.state_dict().items()}, out)
     said = {
         "format": FORMAT,
-        "model": config.model.model_dump(mode="json"),
-        "objective": config.objective.model_dump(mode="json"),
-        "streams": config.data.streams,
-        "vocabulary": trained.state.vocabulary,
+        "model": training.config.model.model_dump(mode="json"),
+        "objective": trained.objective.model_dump(mode="json"),
+        "streams": trained.streams,
+        "sequence": trained.sequence,
+        "guidance_dropout": trained.guidance_dropout,
+        "vocabulary": trained.vocabulary.to_json(),
+        "tokenizers": {m: _taken_along(settings, m, out) for m, settings in sorted(trained.settings.items())},
     }
     (out / CONFIG).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     (out / CARD).write_text(card(trained, dtype), encoding="utf-8")
     return out
 
 
-def export_llama(run: str | Path, out: str | Path, dtype: str = "float32") -> Path:
+def export_llama(trained: Trained, out: str | Path, dtype: str = "float32") -> Path:
     """Write a text model of one tower to the new folder `out` as a Hugging Face checkpoint: Llama, or with QK-norm Qwen3.
 
     Ids are the text tokenizer's, then motet's `pad`, `bos` and `eos`. UserError if the model is not of Llama's shape.
     """
-    trained = open_model(Path(run))
-    config, vocabulary = trained.config.model, trained.vocabulary
-    others = [m for m in vocabulary.modalities if m != TEXT]
-    if others or config.norm != "before" or config.experts or config.cross_layers is not None:
-        why = f"it knows {', '.join(others)}" if others else "it needs `norm: before`, no experts and no cross_layers"
-        raise UserError(f"{trained.path}: cannot be a Llama: {why}; export it without --llama")
+    try:
+        weights, config = llama.to_llama(trained.model, trained.vocabulary, trained.sequence)
+    except ValueError as error:
+        raise UserError(f"{trained.path}: cannot be a Llama: {error}; export it without --llama") from None
     out = _fresh(Path(out))
-    ours = trained.model.state_dict()
-    (begin,), (size,) = vocabulary.base[TEXT], vocabulary.tokenizers[TEXT].codebooks
-    rows = torch.tensor([*range(begin, begin + size), vocabulary.pad, vocabulary.bos, vocabulary.eos])
-    named: dict[str, Tensor] = {
-        "model.embed_tokens.weight": ours["embedding.weight"][rows],
-        "lm_head.weight": ours["head.weight"][rows],
-        "model.norm.weight": ours["norm"][0],
-    }
-    width = config.dim // config.heads
-    kv_heads = config.kv_heads or config.heads
-    ffn = ours["blocks.0.down"].shape[-1]
-    parts = {"qkv": (config.heads * width, kv_heads * width, kv_heads * width), "gate_up": (ffn, ffn)}
-    for layer in range(config.layers):
-        at = f"model.layers.{layer}."
-        for theirs, name in LAYER.items():
-            if f"blocks.{layer}.{name}" in ours:
-                named[f"{at}{theirs}.weight"] = ours[f"blocks.{layer}.{name}"][0]
-        for name, theirs_ in PARTS.items():
-            pieces = ours[f"blocks.{layer}.{name}"][0].split(parts[name])
-            named |= {f"{at}{theirs}.weight": piece for theirs, piece in zip(theirs_, pieces, strict=True)}
-    _save({name: weight.to(DTYPES[dtype]) for name, weight in named.items()}, out)
-    said = {
-        "architectures": ["Qwen3ForCausalLM" if config.qk_norm else "LlamaForCausalLM"],
-        "model_type": "qwen3" if config.qk_norm else "llama",
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": width,
-        "intermediate_size": ffn,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "vocab_size": size + 3,
-        "max_position_embeddings": trained.config.data.sequence,
-        "tie_word_embeddings": False,
-        "pad_token_id": size,
-        "bos_token_id": size + 1,
-        "eos_token_id": size + 2,
-        "torch_dtype": dtype,
-    }
-    (out / CONFIG).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    _save({name: weight.to(DTYPES[dtype]) for name, weight in weights.items()}, out)
+    (out / CONFIG).write_text(json.dumps({**config, "torch_dtype": dtype}, indent=1) + "\n", encoding="utf-8")
     return out
+
+
+def _taken_along(settings: dict[str, Any], modality: str, out: Path) -> dict[str, Any]:
+    """A tokenizer's settings, its files copied into the folder and named from there."""
+    placed = dict(settings)
+    for name, value in settings.items():
+        if not (isinstance(value, str) and os.path.isabs(value)):
+            continue
+        source, inside = Path(value), f"tokenizers/{modality}/{Path(value).name}"
+        if not source.exists():
+            log.warning("%s: is gone, so the folder holds no files of the tokenizer of %s", source, modality)
+            continue
+        (out / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, out / inside) if source.is_dir() else shutil.copy(source, out / inside)
+        placed[name] = inside
+    return placed
 
 
 def card(trained: Trained, dtype: str) -> str:
     """What a stranger should know of the model, in Markdown."""
-    config, state, vocabulary = trained.config, trained.state, trained.vocabulary
+    training, vocabulary = trained.of_run(), trained.vocabulary
+    config, state = training.config, training.state
     size = parameters(config.model, trained.towers.names, vocabulary.size, vocabulary.latent_dim)
     datasets = ", ".join(f"`{Path(path).name}`" for path in config.data.all_paths)
     tokenizers = "\n".join(
@@ -144,11 +122,12 @@ Prompts have to be encoded, and results decoded, by the tokenizers whose hashes 
 
 def _heldout(trained: Trained) -> str:
     """The run's evaluation of this very checkpoint, if there is one."""
-    file = trained.path.parent.parent / EVALUATION
+    training = trained.of_run()
+    file = training.home / EVALUATION
     if not file.exists():
         return ""
     evaluation: dict[str, Any] = json.loads(file.read_bytes())
-    if evaluation["step"] != trained.state.step:
+    if evaluation["step"] != training.state.step:
         return ""
     rows = [
         f"| {m} | {found['labels']:,} | {found['loss']:.3f} | {found['unigram']:.3f} |"

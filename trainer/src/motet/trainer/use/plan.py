@@ -1,8 +1,8 @@
-"""What a configuration will see, before anything is paid for: the model's size, mixture, padding, epochs, balance.
+"""`motet plan`: what a configuration will see, before anything is paid for: the model's size, mixture, padding, epochs, balance.
 
-    train.yaml + indexes --plan of the first steps--> shares of sources and modalities, padding, epochs, cost per rank
+    train.yaml + indexes --order of the first steps--> shares of sources and modalities, padding, epochs, cost per rank
 
-The plan is training's own, so what it says of these steps is what they will be; what it says of the whole run is their mean,
+The order is training's own, so what it says of these steps is what they will be; what it says of the whole run is their mean,
 carried on.
 """
 
@@ -15,9 +15,8 @@ import numpy as np
 
 from motet.trainer.config import TrainConfig
 from motet.trainer.data.balance import costs, shares
-from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.order import Plan, by_modality
-from motet.trainer.data.records import Records
+from motet.trainer.data.opened import Opened
+from motet.trainer.data.order import by_modality
 from motet.trainer.model.flops import pair_cost, parameters
 from motet.trainer.vocabulary import Towers, Vocabulary
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def forecast(config: TrainConfig, steps: int) -> dict[str, Any]:
+def plan(config: TrainConfig, steps: int) -> dict[str, Any]:
     """What the first `steps` steps (at most the run's) hold.
 
     Returns `steps`, `tokens` (without padding), `padding` (a fraction), `run_tokens` (of all steps, as these go on);
@@ -36,8 +35,8 @@ def forecast(config: TrainConfig, steps: int) -> dict[str, Any]:
     whole run; `modalities`: the `share` of each; `imbalance`: for every number of ranks that the rows divide into, the cost
     of the dearest rank over the mean, as [median, worst] of the steps. UserError as training would raise it.
     """
-    data, records = config.data, Records.of(config.data, config.data.all_paths)
-    plan = Plan(Corpus(records, "train", data.holdout), data, config.rows, config.seed)
+    data, order = config.data, Opened.of(config).order
+    records = order.corpus.records
     vocabulary = Vocabulary.of(records.tokenizers)
     towers = Towers.of(vocabulary, config.model.towers).names
     size = parameters(config.model, towers, vocabulary.size, vocabulary.latent_dim)
@@ -48,7 +47,7 @@ def forecast(config: TrainConfig, steps: int) -> dict[str, Any]:
     seen_M = np.zeros(len(records.modalities), np.int64)
     dearest: dict[int, list[float]] = {world: [] for world in worlds}
     for step in range(steps):
-        chosen = plan.rows_of(step)
+        chosen = order.rows_of(step)
         piece_P5 = chosen.piece_P5
         length_P = piece_P5[:, 2] - piece_P5[:, 1]
         source_P = chosen.documents.source_D[piece_P5[:, 0]]

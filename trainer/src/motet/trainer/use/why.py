@@ -1,9 +1,9 @@
 """Which samples a training step learned from, told by its number.
 
-    OUT/train.yaml + the step's cursor in OUT/metrics.jsonl --plan of one window--> pieces --> samples, and where they lie
+    OUT/train.yaml + the step's cursor in OUT/metrics.jsonl --order of one window--> pieces --> samples, and where they lie
 
 Nothing was noted of a step but its cursor: order is a formula, so its rows come out again. Steps that have not been
-trained yet can be asked for too; they are planned from the last one that has.
+trained yet can be asked for too; they are packed from the last one that has.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.trainer.config import load
-from motet.trainer.data import damage as lost
-from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.order import Cursor, Plan
-from motet.trainer.data.records import Records
+from motet.trainer.data.opened import Opened
+from motet.trainer.data.order import Cursor
 from motet.trainer.run.folder import CONFIG
 from motet.trainer.run.metrics import cursor_of
 
@@ -34,14 +32,13 @@ def why(out: Path, step: int) -> dict[str, Any]:
     if step < 0:
         raise UserError(f"step {step}: steps count from 0")
     config = load(out / CONFIG)
-    corpus = Corpus(Records.of(config.data, config.data.all_paths), "train", config.data.holdout)
-    plan = Plan(corpus, config.data, config.rows, config.seed)
-    plan.lose(lost.read(out))
+    order = Opened.of(config, out).order
+    corpus = order.corpus
     found = cursor_of(out, step)
     if found:
         row, *taken = found["cursor"]
-        plan.remember(Cursor(row, *map(tuple, taken)))
-    chosen = plan.rows_of(step)
+        order.remember(Cursor(row, *map(tuple, taken)))
+    chosen = order.rows_of(step)
     documents = chosen.documents
     pieces = []
     for row, inside in enumerate(chosen.rows):

@@ -1,6 +1,6 @@
-"""The formats that corpora come in, one a file: how a source is cut, and how a piece is read.
+"""The formats that corpora come in, one a file: how a source is cut, and how a partition is read.
 
-    Entry --`cut`--> pieces --(plan)--> Partition --`read`--> RawSample(position, parts of (modality, bytes)) | Reject
+    Entry --`cut`--> cuts --(`partitions`)--> Partition --`read`--> RawSample(position, parts of (modality, bytes)) | Reject
 
 Every line, row, key or file of a partition gives exactly one of the two, so that documents + rejects = samples. Nothing is
 decoded here. What a sample says wrong is a reject; a store that does not answer is an exception, because the same command
@@ -21,22 +21,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motet.pipeline.corpus.entry import Entry
-
 from motet.pipeline.corpus import files
+from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import fixed_part
-from motet.pipeline.corpus.sources.sample import Note, Piece, RawSample
+from motet.pipeline.corpus.sources.sample import Cut, Note, RawSample
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.job.config import TokenizeConfig
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
 
-__all__ = ["Note", "Piece", "RawSample", "Reject", "absolute", "cut", "modalities", "needed", "read", "searched"]
+__all__ = ["Cut", "Note", "RawSample", "Reject", "absolute", "cut", "modalities", "needed", "read", "searched"]
 
 
-def cut(entry: Entry, config: TokenizeConfig, where: str) -> list[Piece]:
-    """The source in pieces, in their fixed order; `where` begins the messages for people."""
+def cut(entry: Entry, config: Cutting, where: str) -> list[Cut]:
+    """The cuts of the source, in their fixed order; `where` begins the messages for people."""
     return list(_format(entry).cut(entry, config, where))
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from motet.pipeline.corpus.entry import Entry
-
 from motet.core.errors import UserError
 from motet.pipeline.corpus import files
+from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.sources import jsonl
 from motet.pipeline.corpus.sources.media import Media
-from motet.pipeline.corpus.sources.sample import Note, Piece, RawSample, reject, string
+from motet.pipeline.corpus.sources.sample import Cut, Note, RawSample, reject, string
 from motet.pipeline.corpus.sources.text import runs
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.job.config import TokenizeConfig
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def modalities(entry: Entry) -> list[str]:
     return ["text", str(entry.modality)]
 
 
-def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
+def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
     """See sources."""
     root, path = entry.path, files.join(entry.path, METADATA)
     info = files.stat(path)

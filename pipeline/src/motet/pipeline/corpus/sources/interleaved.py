@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from motet.pipeline.corpus.entry import Entry
-
+from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.sources import jsonl
 from motet.pipeline.corpus.sources.media import Media
-from motet.pipeline.corpus.sources.sample import Note, Piece, RawSample, string
+from motet.pipeline.corpus.sources.sample import Cut, Note, RawSample, string
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.job.config import TokenizeConfig
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ def modalities(entry: Entry) -> None:
     return None
 
 
-def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
+def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
     """See sources."""
     root, found = jsonl.found(entry, where)
     for path, own in found:

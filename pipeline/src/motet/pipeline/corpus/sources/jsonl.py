@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import zstandard
-from motet.pipeline.corpus.entry import Entry
 
 from motet.core.errors import UserError
 from motet.pipeline.corpus import files
+from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
 from motet.pipeline.corpus.sources.media import inside
-from motet.pipeline.corpus.sources.sample import MAX_FILE, Digest, Note, Piece, RawSample, Version, language_of, reject
+from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, Version, language_of, reject
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.job.config import TokenizeConfig
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -159,21 +158,21 @@ def found(entry: Entry, where: str) -> tuple[str, list[tuple[str, Version]]]:
 
 
 def rows(
-    path: str, own: Version, root: str, config: TokenizeConfig, named: Callable[[dict[str, Any]], list[Any]]
-) -> Iterator[Piece]:
+    path: str, own: Version, root: str, config: Cutting, named: Callable[[dict[str, Any]], list[Any]]
+) -> Iterator[Cut]:
     """Ranges of a file whose rows name media (`named`), with the media's versions: what decides what becomes of them."""
     look = files.listing(root)
     begin = end = count = 0
     media: dict[str, Version] = {}
 
-    def piece() -> Piece:
+    def cut_off() -> Cut:
         size = end - begin + sum(max(size, 0) for _, size, _ in media.values())
-        return Piece(root=root, span=(path, begin, end), versions=(own, *media.values()), size=size)
+        return Cut(root=root, span=(path, begin, end), versions=(own, *media.values()), size=size)
 
     for offset, line in lines(files.blocks(path, 0, own[1])):
         after = offset + (len(line) + 1 if line is not None else 0)
         if count and (after - begin > config.partition_bytes or count == config.partition_samples):
-            yield piece()
+            yield cut_off()
             begin, count, media = end, 0, {}
         try:
             names = named(row(line)) if line is not None else []
@@ -187,7 +186,7 @@ def rows(
         end, count = min(after, own[1]), count + 1
     if count:
         end = own[1]
-        yield piece()
+        yield cut_off()
 
 
 def read(

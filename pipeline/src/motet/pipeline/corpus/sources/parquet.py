@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from motet.pipeline.corpus.entry import Entry
 
-from motet.core.errors import UserError
+from motet.core.errors import UserError, one_line
 from motet.pipeline.corpus import files
+from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
 from motet.pipeline.corpus.sources.media import Media
-from motet.pipeline.corpus.sources.sample import MAX_FILE, Digest, Note, Piece, RawSample, language_of, reject, string
+from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, language_of, reject, string
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.job.config import TokenizeConfig
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ BATCH = 1 << 20
 """Bytes of rows that are decoded at a time, more or less."""
 BUFFER = 1 << 20
 """Bytes of a column that are read at a time from a local file: else pyarrow reads all that a row group has at once."""
-PIECES = 4
+CUTS = 4
 """Into how many a row group is cut at most: each of them reads it from its start."""
 MOST_ROWS = 1 << 26
 """Of a row group; a damaged file may promise any number."""
@@ -51,7 +50,7 @@ def modalities(entry: Entry) -> list[str]:
     return sorted(set((entry.columns or {}).values()))
 
 
-def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
+def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
     """See sources. Of a row group only the wanted columns are read, a batch at a time."""
     if files.is_folder(entry.path):
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.parquet")
@@ -66,16 +65,16 @@ def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
                 found = pq.ParquetFile(file)
                 schema, metadata = found.schema_arrow, found.metadata
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise UserError(f"{where}: path: {path} is no Parquet file: {_line(error)}") from None
+                raise UserError(f"{where}: path: {path} is no Parquet file: {one_line(error)}") from None
         for column in wanted:
             if column not in schema.names:
                 raise UserError(f"{where}: columns: {path} has no column '{column}': {_proposal(entry)}")
         for first, last, size in _cuts(metadata, wanted, entry, config, f"{where}: path: {path}"):
-            yield Piece(root=root, span=(path, first, last), versions=(own,), size=size)
+            yield Cut(root=root, span=(path, first, last), versions=(own,), size=size)
 
 
 def _cuts(
-    metadata: pq.FileMetaData, wanted: list[str], entry: Entry, config: TokenizeConfig, where: str
+    metadata: pq.FileMetaData, wanted: list[str], entry: Entry, config: Cutting, where: str
 ) -> Iterator[tuple[int, int, int]]:
     """(first row, end row, bytes) of runs of small row groups, and of parts of large ones.
 
@@ -98,7 +97,7 @@ def _cuts(
         if begin > first and parts(begin + rows - first, run + size) > 1:
             yield first, begin, run
             first, run = begin, 0
-        count = min(parts(rows, size), PIECES, rows)
+        count = min(parts(rows, size), CUTS, rows)
         for part in range(1, count):
             last = begin + part * rows // count
             yield first, last, size // count
@@ -139,7 +138,7 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
             except (pa.ArrowException, OSError, ValueError) as error:
                 _of_the_file(error)
                 for lost in range(number, min(last, end)):
-                    yield reject(f"{name}#{lost}", BadSample("broken-parquet", _line(error)))
+                    yield reject(f"{name}#{lost}", BadSample("broken-parquet", one_line(error)))
                 number = min(last, end)
     note(name, digest.size, digest.hash)
 
@@ -173,7 +172,7 @@ def _value(scalar: pa.Scalar) -> Any:
     except UnicodeDecodeError as error:
         return BadSample("invalid-utf8", str(error))
     except pa.ArrowException as error:
-        return BadSample("invalid-row", _line(error))
+        return BadSample("invalid-row", one_line(error))
 
 
 def _of_the_file(error: Exception) -> None:
@@ -237,9 +236,7 @@ def _proposal(entry: Entry) -> str:
         with files.opened(files.join(folder, name), info.size) as file:
             schema = pq.ParquetFile(file).schema_arrow
     except (StopIteration, OSError, pa.ArrowException) as error:
-        return (
-            f"say which columns are what, as {{caption: text, image: image}}; the file cannot be read: {_line(error)}"
-        )
+        return f"say which columns are what, as {{caption: text, image: image}}; the file cannot be read: {one_line(error)}"
     guess = {}
     for field in schema:
         inner = (
@@ -253,7 +250,3 @@ def _proposal(entry: Entry) -> str:
     there = ", ".join(f"{field.name} ({field.type})" for field in schema)
     pasted = ", ".join(f"{c}: {m}" for c, m in guess.items())
     return f"say which columns are what, in reading order, perhaps {{{pasted}}}; there are {there}"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""What every format's file shares: what a plan cuts a source into, and what reading gives."""
+"""What every format's file shares: what a source is cut into, and what reading gives."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import xxhash
-from motet.core.hashing import content_hash
 
+from motet.core.hashing import content_hash
+from motet.pipeline.corpus.entry import Entry
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers.contract import BadSample
 
@@ -22,8 +23,8 @@ Version = tuple[str, int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A part of a source, as a format cuts it.
+class Cut:
+    """A part of a source, as its format cuts it.
 
     Attributes:
         root: folder or URI that names start from; media must stay in it.
@@ -38,6 +39,30 @@ class Piece:
     files: tuple[str, ...] = ()
     versions: tuple[Version, ...]
     size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition(Cut):
+    """A cut of one source, which is a job's unit of work. Holds no credentials; can be sent to any worker.
+
+    Attributes:
+        entry: the source; its paths are absolute here.
+        index: place among the source's partitions.
+    """
+
+    entry: Entry
+    index: int
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.entry.name}, partition {self.index} ({self.versions[0][0]})"
+
+    def key(self, settings_hash: str) -> str:
+        """Equal exactly if tokenizing again would give the same bytes (16 hex digits)."""
+        entry = self.entry.model_dump(mode="json", exclude={"path", "root"})
+        columns = list(self.entry.columns or ())  # their order is the reading order
+        return content_hash(settings_hash, entry, columns, self.index, self.span and self.span[1:], self.versions)[:16]
 
 
 @dataclass(frozen=True)

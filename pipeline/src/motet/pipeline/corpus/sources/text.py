@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-from motet.pipeline.corpus.entry import Entry
-
 from motet.pipeline.corpus import files
+from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
 from motet.pipeline.corpus.sources import jsonl
 from motet.pipeline.corpus.sources.media import Media
-from motet.pipeline.corpus.sources.sample import MAX_FILE, Note, Piece, RawSample, Version, reject, string
+from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Note, RawSample, Version, reject, string
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.job.config import TokenizeConfig
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def modalities(entry: Entry) -> list[str]:
     return ["text"]
 
 
-def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
+def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
     """See sources."""
     if files.is_folder(entry.path):
         root = entry.path
@@ -57,24 +55,24 @@ def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
             path, size = files.join(root, name), own[1]
             ends = [0, size] if name.endswith(jsonl.COMPRESSED) else jsonl.cuts(path, size, config.partition_bytes)
             for begin, end in pairwise(ends):
-                yield Piece(root=root, span=(path, begin, end), versions=(own,), size=end - begin)
+                yield Cut(root=root, span=(path, begin, end), versions=(own,), size=end - begin)
 
 
-def runs(root: str, found: list[tuple[str, Version]], samples: int, size: int | None) -> Iterator[Piece]:
+def runs(root: str, found: list[tuple[str, Version]], samples: int, size: int | None) -> Iterator[Cut]:
     """Runs of files: at most `samples` of them, and at most `size` bytes, if that matters, unless one alone is larger."""
     begin = total = 0
 
-    def piece(end: int) -> Piece:
+    def cut_off(end: int) -> Cut:
         names, versions = zip(*found[begin:end], strict=True)
-        return Piece(root=root, files=names, versions=versions, size=total)
+        return Cut(root=root, files=names, versions=versions, size=total)
 
     for i, (_, (_, own, _)) in enumerate(found):
         if i > begin and (i - begin == samples or (size is not None and total + own > size)):
-            yield piece(i)
+            yield cut_off(i)
             begin, total = i, 0
         total += own
     if found:
-        yield piece(len(found))
+        yield cut_off(len(found))
 
 
 def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:

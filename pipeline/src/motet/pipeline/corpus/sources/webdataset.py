@@ -12,15 +12,13 @@ import tarfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from motet.pipeline.corpus.entry import Entry
-
 from motet.core.errors import UserError
 from motet.pipeline.corpus import files
+from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
 from motet.pipeline.corpus.sources.jsonl import row
-from motet.pipeline.corpus.sources.sample import MAX_FILE, Digest, Note, Piece, RawSample, language_of, reject, string
+from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, language_of, reject, string
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.job.config import TokenizeConfig
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -44,14 +42,14 @@ def modalities(entry: Entry) -> list[str]:
     return sorted(set((entry.columns or COLUMNS).values()))
 
 
-def cut(entry: Entry, config: TokenizeConfig, where: str) -> Iterator[Piece]:
+def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
     """See sources."""
     if files.is_folder(entry.path):
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.tar")
     root, infos = listed(entry.path)
     for name, info in infos.items():
         own = (files.printable(name), info.size, info.version)
-        yield Piece(root=root, span=(files.join(root, name), 0, info.size), versions=(own,), size=info.size)
+        yield Cut(root=root, span=(files.join(root, name), 0, info.size), versions=(own,), size=info.size)
 
 
 def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:

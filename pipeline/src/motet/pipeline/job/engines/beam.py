@@ -164,7 +164,7 @@ class _Tokenize(beam.DoFn):
         if size is not None:
             self._partitions.inc()
             self._bytes.inc(size)
-            yield task.commit_name, size
+            yield task.commit, size
 
     def teardown(self) -> None:
         if isinstance(self._worker, Worker):
@@ -177,7 +177,7 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
     A pipeline that fails although it got on, as when its machines are taken away, starts again with what is left.
     """
     beam_options = _options(options.extra, workers)
-    sizes = {task.commit_name: task.partition.size for task in tasks}
+    sizes = {task.commit: task.partition.size for task in tasks}
     left = list(tasks)
     while left:
         job = _Job(work, left, beam_options)
@@ -204,7 +204,8 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
             raise UserError(f"Beam: --job_endpoint: {str(job.failure) or 'nobody answers there'}") from job.failure
         if told := FAILURE.search(str(job.failure)):
             raise OURS[told[1]](told[2]) from job.failure
-        before, left = len(left), work.output.missing(left)
+        before, absent = len(left), work.output.missing(task.commit for task in left)
+        left = [task for task in left if task.commit in absent]
         if left and len(left) == before:
             raise BeamFailed(_last_line(job.failure)) from job.failure
         print(f"tokenize: Beam: {_last_line(job.failure)}; going on with what is left", file=sys.stderr, flush=True)

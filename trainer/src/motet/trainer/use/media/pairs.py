@@ -16,13 +16,15 @@ import numpy as np
 
 from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.trainer.data.corpus import Corpus, Documents
-from motet.trainer.data.loader import EVALUATION_SEED
-from motet.trainer.data.order import Plan
-from motet.trainer.data.records import Records
+from motet.trainer.data import damage
+from motet.trainer.data.corpus import Documents
+from motet.trainer.data.damage import without_damage
+from motet.trainer.data.loader import heldout_order
+from motet.trainer.data.opened import Opened
+from motet.trainer.data.order import Damage
 from motet.trainer.generate.generator import Generator, Sampling
-from motet.trainer.run.checkpoint import Trained
 from motet.trainer.use.media.samples import BATCH
+from motet.trainer.use.trained import Trained
 from motet.trainer.vocabulary import TEXT
 
 WORDS = 64
@@ -43,22 +45,27 @@ def heldout_pairs(trained: Trained, modality: str, count: int) -> list[Pair]:
 
     UserError if there is none.
     """
-    data = trained.config.data
-    corpus = Corpus(Records.of(data, data.paths), "heldout", data.holdout)
+    training = trained.of_run()
+    data, corpus = training.config.data, Opened.of(training.config).heldout
     if modality not in corpus.modalities[1:]:
         known = ", ".join(corpus.modalities[1:])
         raise UserError(f"{modality}: the model knows no such modality beside text; it knows {known}")
-    hash_N, number_N = np.empty(0, np.uint64), np.empty(0, np.int64)
-    for rows in Plan(corpus, data, 1, EVALUATION_SEED).once():
-        pair_D = _pairs(rows.documents, modality)
-        hash_N = np.concatenate([hash_N, rows.documents.sample_D2[pair_D, 0]])
-        number_N = np.concatenate([number_N, rows.documents.number_D[pair_D]])
-        if len(number_N) >= count:
-            break
-    if not len(number_N):
+
+    def found(left_out: list[Damage]) -> list[Pair]:
+        hash_N, number_N = np.empty(0, np.uint64), np.empty(0, np.int64)
+        for rows in heldout_order(corpus, data, left_out).once():
+            pair_D = _pairs(rows.documents, modality)
+            hash_N = np.concatenate([hash_N, rows.documents.sample_D2[pair_D, 0]])
+            number_N = np.concatenate([number_N, rows.documents.number_D[pair_D]])
+            if len(number_N) >= count:
+                break
+        documents = corpus.read(number_N[np.argsort(hash_N, kind="stable")[:count]])
+        return [_pair(documents, d, corpus.tokenizers[modality]) for d in range(len(documents))]
+
+    pairs = without_damage(found, [Damage(0, each.lost) for each in damage.read(training.home)])
+    if not pairs:
         raise UserError(f"data.holdout: {data.holdout} holds out no document of a text and one {modality}; raise it")
-    documents = corpus.read(number_N[np.argsort(hash_N, kind="stable")[:count]])
-    return [_pair(documents, d, corpus.tokenizers[modality]) for d in range(len(documents))]
+    return pairs
 
 
 def follow(generator: Generator, pairs: Sequence[Pair], to: str, sampling: Sampling) -> Iterator[Tokens]:

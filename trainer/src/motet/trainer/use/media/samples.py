@@ -1,6 +1,6 @@
 """Samples from a trained model: raw prompts in, files a person can open out.
 
-prompts (text, files) --tokenizers of the run's data--> spans --`Generator`--> tokens --decode, dump--> files, index.html
+prompts (text, files) --the model's tokenizers--> spans --`Generator`--> tokens --decode, dump--> files, index.html
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 
 from motet.core.errors import UserError
-from motet.pipeline.dataset.dataset_tokenizers import dataset_tokenizers
-from motet.pipeline.dataset.manifest import Manifest
 from motet.tokenizers.contract import BadSample, Tokenizer
-from motet.trainer.generate.generator import Generator, Sampling, Span, Wanted
-from motet.trainer.run.checkpoint import Trained, open_model
+from motet.trainer.generate.generator import Sampling, Span, Wanted
+from motet.trainer.use.trained import Trained
 from motet.trainer.vocabulary import TEXT
 
 BATCH = 16
@@ -78,56 +76,50 @@ class Samples:
 
 
 class Sampler:
-    """A run's newest checkpoint with the tokenizers of the data that it learnt."""
+    """A trained model with its tokenizers."""
 
-    def __init__(self, run: Path):
-        self.trained: Trained = open_model(run)
-        manifest = Manifest.load(self.trained.config.data.paths[0])
-        self.tokenizers: dict[str, Tokenizer] = dataset_tokenizers(manifest)
-        trained, config = self.trained, self.trained.config
-        noise = config.objective.noise_steps, config.objective.diffusion
-        trained.vocabulary.check({m: t.spec for m, t in self.tokenizers.items()}, str(run))
-        self.generator = Generator(trained.model, trained.vocabulary, trained.towers, *noise, config.data.streams)
+    def __init__(self, trained: Trained):
+        self.trained, self.tokenizers, self.generator = trained, trained.tokenizers(), trained.generator()
 
     def draw(self, prompts: Sequence[Prompt], sampling: Sampling, limits: Limits) -> Samples:
         """One sample a prompt. UserError if a modality is unknown or a prompt too long."""
-        plans = {to: self._plan(to, limits) for to in dict.fromkeys(prompt.to for prompt in prompts)}
+        wanted = {to: self._wanted(to, limits) for to in dict.fromkeys(prompt.to for prompt in prompts)}
         encoded = [self._encode(prompt) for prompt in prompts]
         results: dict[int, tuple[Media, ...]] = {}
         tokens, denoising, seconds = 0, 0, 0.0
-        for to, plan in plans.items():
+        for to, asked in wanted.items():
             mine, together = [i for i, prompt in enumerate(prompts) if prompt.to == to], 1 if to == (ANY,) else BATCH
             for some in (mine[at : at + together] for at in range(0, len(mine), together)):
                 begin = time.perf_counter()
                 if to == (ANY,):
-                    found = [self.generator.continue_freely(encoded[some[0]], plan, limits.spans, sampling)]
+                    found = [self.generator.continue_freely(encoded[some[0]], asked, limits.spans, sampling)]
                 else:
-                    found = self.generator.interleave([encoded[i] for i in some], plan, sampling)
+                    found = self.generator.interleave([encoded[i] for i in some], asked, sampling)
                 seconds += time.perf_counter() - begin
                 tokens += sum(len(span) for spans in found for _, span in spans)
-                calls = min(sampling.steps, self.trained.config.objective.noise_steps)
+                calls = min(sampling.steps, self.trained.objective.noise_steps)
                 denoising += sum(calls for _, span in found[0] if span.latents is not None)  # for the whole batch
                 results |= dict(zip(some, self._media(found), strict=True))
         samples = tuple(Sample(prompt, results[i]) for i, prompt in enumerate(prompts))
         return Samples(samples, tokens, denoising, seconds)
 
-    def _plan(self, to: tuple[str, ...], limits: Limits) -> list[Wanted]:
+    def _wanted(self, to: tuple[str, ...], limits: Limits) -> list[Wanted]:
         """Pictures have the grid that their tokenizer makes; the rest ends by itself, or at a limit."""
         if any(one == other == TEXT for one, other in pairwise(to)):
             raise UserError(f"to: {','.join(to)}: two texts in a row are one text; ask for one, and for more words")
-        plan = []
+        found = []
         for modality in self.tokenizers if to == (ANY,) else to:
             if modality == ANY:
                 raise UserError(f"to: {','.join(to)}: {ANY} stands alone")
             spec = self._tokenizer(modality, "to: ", f", and {ANY}").spec
             if spec.rate is None:
-                plan.append(Wanted(modality, limit=limits.words))
+                found.append(Wanted(modality, limit=limits.words))
             elif modality == "image":
                 side = math.isqrt(int(spec.rate))
-                plan.append(Wanted(modality, (side, side)))
+                found.append(Wanted(modality, (side, side)))
             else:
-                plan.append(Wanted(modality, limit=max(round(limits.seconds * spec.rate), 1)))
-        return plan
+                found.append(Wanted(modality, limit=max(round(limits.seconds * spec.rate), 1)))
+        return found
 
     def _encode(self, prompt: Prompt) -> list[Span]:
         spans = []
@@ -138,7 +130,7 @@ class Sampler:
             except BadSample as bad:
                 raise UserError(f"prompt: {modality}: {bad}; give another file") from None
         length = 1 + sum(len(tokens) + 2 * (modality != TEXT) for modality, tokens in spans)
-        most = self.trained.config.data.sequence
+        most = self.trained.sequence
         if length >= most:
             raise UserError(f"prompt: {length} tokens, but the model knows rows of {most} (data.sequence); shorten it")
         return spans
@@ -219,7 +211,7 @@ def write_page(folder: Path, sampler: Sampler, samples: Sequence[Sample], sampli
         )
         group = groups.setdefault(", ".join(sample.prompt.to), [])
         group.append({"parts": parts, "results": results, "file": name})
-    loader = ChoiceLoader([PackageLoader("motet.orchestration"), PackageLoader("motet.pipeline")])
+    loader = ChoiceLoader([PackageLoader("motet.trainer.use.media"), PackageLoader("motet.pipeline.dataset")])
     page = (
         Environment(loader=loader, autoescape=True)
         .get_template("samples.html")
@@ -227,7 +219,7 @@ def write_page(folder: Path, sampler: Sampler, samples: Sequence[Sample], sampli
             title=f"{folder.name}: samples",
             name=folder.name,
             count=len(samples),
-            step=sampler.trained.state.step,
+            step=sampler.trained.training and sampler.trained.training.state.step,
             seed=sampling.seed,
             temperature=sampling.temperature,
             guidance=sampling.guidance,

@@ -12,17 +12,17 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from motet.core import durable
 from motet.tokenizers.contract import Tokens
 from motet.trainer.generate.generator import Sampling
-from motet.trainer.run.folder import write_whole
 from motet.trainer.use.media import judges
 from motet.trainer.use.media.pairs import Pair, follow, heldout_pairs
 from motet.trainer.use.media.samples import Sampler
+from motet.trainer.use.trained import Trained
 
 SCORES = "scores.json"
 TASKS = {
@@ -51,27 +51,27 @@ class Score:
     against: str
 
 
-def score(run: Path, to: Sequence[str], count: int, sampling: Sampling) -> dict[str, Any]:
+def score(trained: Trained, to: Sequence[str], count: int, sampling: Sampling) -> dict[str, Any]:
     """Generate `count` samples of each modality in `to` from held-out documents, and judge them.
 
-    Returns, and writes into the run folder's scores.json: `step`, `checkpoint`, how was drawn (`sampling`), `scores`.
+    Returns, and writes into scores.json in the run's folder: `step`, `checkpoint`, how was drawn (`sampling`), `scores`.
     UserError if a judge's package is missing, or no document of the kind was held out.
     """
     for modality in to:
         judges.require(modality)
-    sampler = Sampler(run)
+    sampler, training = Sampler(trained), trained.of_run()
     found = []
     for modality in to:
-        pairs = heldout_pairs(sampler.trained, "speech" if modality == "speech" else "image", count)
+        pairs = heldout_pairs(trained, "speech" if modality == "speech" else "image", count)
         made = list(follow(sampler.generator, pairs, modality, sampling))
         found += _JUDGES[modality](sampler, pairs, made)
     scores = {
-        "step": sampler.trained.state.step,
-        "checkpoint": sampler.trained.path.name,
+        "step": training.state.step,
+        "checkpoint": trained.path.name,
         "sampling": dataclasses.asdict(sampling),
         "scores": [dataclasses.asdict(each) for each in found],
     }
-    write_whole(sampler.trained.path.parent.parent / SCORES, json.dumps(scores, indent=1) + "\n")
+    durable.write(training.home / SCORES, json.dumps(scores, indent=1) + "\n")
     return scores
 
 

@@ -18,11 +18,11 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from motet.tokenizers.contract import Tokens
-from motet.trainer.data.records import Records
+from motet.trainer.data.opened import Opened
 from motet.trainer.generate.generator import Sampling
-from motet.trainer.run.checkpoint import Trained
 from motet.trainer.use.media.pairs import follow, heldout_pairs
 from motet.trainer.use.media.samples import Sampler
+from motet.trainer.use.trained import Trained
 
 SIDE, GAP, LINE, COLUMNS = 112, 12, 15, 4
 """Pixels: a picture, the space around it, a line of text; examples in a row."""
@@ -40,12 +40,12 @@ class _Example:
     beside: tuple[str, ...] = ()
 
 
-def write_sheet(run: Path, out: Path, count: int, sampling: Sampling) -> None:
+def write_sheet(trained: Trained, out: Path, count: int, sampling: Sampling) -> None:
     """Draw `count` pictures from captions and as many captions from pictures, and write the sheet to `out`, a PNG.
 
     UserError if the run knows no pictures, or no captioned one was held out.
     """
-    sampler = Sampler(run)
+    sampler = Sampler(trained)
     pairs = heldout_pairs(sampler.trained, "image", count)
     texts = _texts(sampler, [pair.text for pair in pairs])
     real = _pictures(sampler, [pair.media for pair in pairs])
@@ -66,9 +66,10 @@ def write_sheet(run: Path, out: Path, count: int, sampling: Sampling) -> None:
 
 def label(trained: Trained, sampling: Sampling, count: int) -> str:
     """What a reader has to know to judge samples: the model, what it learnt from, how they were drawn."""
-    config, state = trained.config, trained.state
+    training = trained.of_run()
+    config, state = training.config, training.state
     weights = sum(weight.numel() for weight in trained.model.parameters())
-    records = Records.of(config.data, config.data.paths)
+    records = Opened.of(config).begun_with
     drawn = ", ".join(f"{_SAID.get(name, name)} {value:g}" for name, value in dataclasses.asdict(sampling).items())
     return (
         f"{config.objective.kind}, {weights / 1e6:.1f} million weights, {len(trained.towers)} towers of "

@@ -1,0 +1,1 @@
+"""Corpora as people have them: an `entry` of a configuration, the `files` that it names, and how `sources` read them."""

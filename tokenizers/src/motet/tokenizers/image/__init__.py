@@ -1,0 +1,1 @@
+"""Pictures to codes or latents and back."""
