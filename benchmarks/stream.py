@@ -242,7 +242,9 @@ def packed(folder: Path, said: argparse.Namespace) -> None:
                 way(step)
             if repeat:
                 speeds[name].append(steps * 64 * 2048 / (time.perf_counter() - began) / 1e6)
-    padding = statistics.fmean(order.padding(step) for step in range(steps))
+    padding = statistics.fmean(
+        1 - order.rows_of(step).length_R.sum() / (order.rows * order.data.sequence) for step in range(steps)
+    )
     told = ", ".join(f"{name} {statistics.median(found):.0f}" for name, found in speeds.items())
     print(f"documents of {mean:.0f} tokens, Mtok/s in one thread: {told}; padding {padding:.2%}", flush=True)
 

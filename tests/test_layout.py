@@ -27,7 +27,8 @@ def test_motet_is_a_namespace_that_the_rooms_share() -> None:
     for room in rooms:
         assert (ROOT / room / "src/motet" / room / "__init__.py").is_file()
         assert not (ROOT / room / "src/motet/__init__.py").exists()
-        assert {p.name for p in (ROOT / room / "src/motet").iterdir()} - {"__pycache__"} == {room}
+        held = {p.name for p in (ROOT / room / "src/motet").iterdir()} - {"__pycache__"}
+        assert held == ({room, "core"} if room == "tokenizers" else {room})
 
 
 def test_imports_run_one_way() -> None:

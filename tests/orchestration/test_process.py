@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from motet.core.configuration import validate
 from motet.core.errors import UserError
+from motet.orchestration.cli import app
 from motet.orchestration.process import run_verb
 from motet.orchestration.workflow import DATABASE, StepFailed, StepRecord, run_workflow
 from motet.pipeline.job.config import TokenizeConfig
@@ -24,6 +26,8 @@ from motet.tokenizers.registry import find
 
 SPEECHES = Path(__file__).resolve().parents[2] / "examples/corpus/text/speeches.jsonl"
 STEPS = 8
+
+ROOT_COMMAND = typer.main.get_command(app)
 
 
 def write(path: Path, settings: object) -> Path:
@@ -122,13 +126,15 @@ def test_what_a_failed_step_left_is_not_taken_for_what_was_done_before(flow: Pat
         return write(tmp_path / "flow.yaml", {"steps": [{"name": "bpe", "run": run, "makes": ["{out}/bpe", *makes]}]})
 
     out = tmp_path / "out"
-    assert run_workflow(fit(300), out, print) == {"bpe": "done"}
+    assert run_workflow(fit(300), out, ROOT_COMMAND, print) == {"bpe": "done"}
     with pytest.raises(StepFailed):
-        run_workflow(fit(400, "{out}/never"), out, print)
-    assert run_workflow(fit(300), out, print) == {"bpe": "done"}, "back at 300, but the outputs are those of 400"
+        run_workflow(fit(400, "{out}/never"), out, ROOT_COMMAND, print)
+    assert run_workflow(fit(300), out, ROOT_COMMAND, print) == {"bpe": "done"}, (
+        "back at 300, but the outputs are those of 400"
+    )
     [fitted] = (out / "bpe").glob("*.json")
     assert len(json.loads(fitted.read_text("utf-8"))["model"]["vocab"]) == 300
-    assert run_workflow(fit(300), out, print) == {"bpe": "skipped"}
+    assert run_workflow(fit(300), out, ROOT_COMMAND, print) == {"bpe": "skipped"}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,7 @@ def test_wrong_words_are_told_before_the_first_step(tmp_path: Path, run: str, me
     listing = {"name": "list", "run": "tokenizer list --json"}
     flow = write(tmp_path / "flow.yaml", {"steps": [listing, {"name": "late", "run": run, "needs": ["list"]}]})
     with pytest.raises(UserError, match=rf"flow.yaml: steps\.1\.run: .*{message}") as error:
-        run_workflow(flow, tmp_path / "out", print)
+        run_workflow(flow, tmp_path / "out", ROOT_COMMAND, print)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
@@ -157,5 +163,5 @@ def test_exit_codes() -> None:
 def test_a_record_that_is_none(flow: Path, tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_text("this is somebody's diary, and no database at all")
     with pytest.raises(UserError, match=r"--out .*not a database") as error:
-        run_workflow(flow, tmp_path, print)
+        run_workflow(flow, tmp_path, ROOT_COMMAND, print)
     assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from PIL import Image
 
 from motet.core.errors import UserError
 from motet.orchestration import cli
+from motet.orchestration.cli import app
 from motet.orchestration.workflow import Workflow
 from motet.tokenizers.registry import find
 from motet.trainer.config import load
@@ -23,10 +25,13 @@ from motet.trainer.use.media import judges
 from motet.trainer.use.media.pairs import follow, heldout_pairs
 from motet.trainer.use.media.samples import Sampler
 from motet.trainer.use.media.sheet import label
+from motet.trainer.use.trained import Trained
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "examples/corpus/images/emoji"
 PICTURES = 80
+
+ROOT_COMMAND = typer.main.get_command(app)
 
 
 def run_verb(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> int:
@@ -71,7 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, captions: list[dict]) -> Path:
 
 @pytest.fixture(scope="module")
 def sampler(run: Path) -> Sampler:
-    return Sampler(run)
+    return Sampler(Trained.open(run))
 
 
 def test_pairs_are_real_ones_that_the_model_never_saw(sampler: Sampler, captions: list[dict]) -> None:
@@ -115,7 +120,7 @@ def test_a_sheet_is_a_picture_that_equal_seeds_repeat(run: Path, tmp_path: Path,
 
 def test_the_captions_example_can_be_read() -> None:
     captions = ROOT / "examples/captions"
-    steps = [step.run.split()[0] for step in Workflow.load(captions / "workflow.yaml").ordered()]
+    steps = [step.run.split()[0] for step in Workflow.load(captions / "workflow.yaml", ROOT_COMMAND).ordered()]
     assert steps.count("sheet") == 2
     kinds = [load(captions / f"{name}.yaml").objective.kind for name in ("chameleon", "transfusion")]
     assert kinds == ["chameleon", "transfusion"]

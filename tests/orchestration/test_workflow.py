@@ -25,6 +25,8 @@ from motet.pipeline.job.job import tokenize_corpus
 ROOT = Path(__file__).resolve().parents[2]
 SPEECHES = ROOT / "examples/corpus/text/speeches.jsonl"
 
+ROOT_COMMAND = typer.main.get_command(app)
+
 
 def write(path: Path, *steps: dict[str, object]) -> Path:
     path.write_text(yaml.safe_dump({"steps": list(steps)}), encoding="utf-8")
@@ -86,19 +88,19 @@ def test_steps_are_done_once_and_again_when_what_they_rest_on_changes(line: Path
     out = tmp_path / "the outputs"
     speeches(tmp_path / "sample.jsonl", 0, 2)
     said: list[str] = []
-    first = run_workflow(line, out, said.append)
+    first = run_workflow(line, out, ROOT_COMMAND, said.append)
     assert first == dict.fromkeys(("fit", "tokenize", "verify", "alone"), "done")
     assert [line.split()[1].rstrip(":") for line in said if "motet " in line].index("fit") < 2
     order = [name for name, _ in states(out)]
     assert order.index("fit") < order.index("tokenize") < order.index("verify")
 
     before = (out / "tokens/manifest.json").stat().st_mtime_ns
-    assert set(run_workflow(line, out, silent).values()) == {"skipped"}
+    assert set(run_workflow(line, out, ROOT_COMMAND, silent).values()) == {"skipped"}
     assert (out / "tokens/manifest.json").stat().st_mtime_ns == before
 
     with open(tmp_path / "text.jsonl", "a", encoding="utf-8") as corpus:  # the corpus grows
         corpus.write(json.dumps({"id": "new", "text": "And so, my fellow citizens."}) + "\n")
-    assert run_workflow(line, out, silent) == {
+    assert run_workflow(line, out, ROOT_COMMAND, silent) == {
         "fit": "skipped",
         "tokenize": "done",
         "verify": "done",
@@ -108,10 +110,15 @@ def test_steps_are_done_once_and_again_when_what_they_rest_on_changes(line: Path
     assert sum(shard["rows"] for shard in manifest["shards"]) == 3
 
     speeches(tmp_path / "sample.jsonl", 2, 4)  # other samples: all but the step that needs none
-    assert run_workflow(line, out, silent) == {"fit": "done", "tokenize": "done", "verify": "done", "alone": "skipped"}
+    assert run_workflow(line, out, ROOT_COMMAND, silent) == {
+        "fit": "done",
+        "tokenize": "done",
+        "verify": "done",
+        "alone": "skipped",
+    }
 
     (out / "tokens/manifest.json").unlink()  # an output is gone
-    assert run_workflow(line, out, silent) == {
+    assert run_workflow(line, out, ROOT_COMMAND, silent) == {
         "fit": "skipped",
         "tokenize": "done",
         "verify": "skipped",
@@ -121,9 +128,9 @@ def test_steps_are_done_once_and_again_when_what_they_rest_on_changes(line: Path
 
 def test_another_command_is_another_step(tmp_path: Path) -> None:
     flow = write(tmp_path / "a.yaml", {"name": "one", "run": "tokenizer --help"})
-    assert run_workflow(flow, tmp_path / "out", silent) == {"one": "done"}
+    assert run_workflow(flow, tmp_path / "out", ROOT_COMMAND, silent) == {"one": "done"}
     write(flow, {"name": "one", "run": "--version"})
-    assert run_workflow(flow, tmp_path / "out", silent) == {"one": "done"}
+    assert run_workflow(flow, tmp_path / "out", ROOT_COMMAND, silent) == {"one": "done"}
 
 
 def motet(*args: str | Path) -> subprocess.Popen[str]:
@@ -174,7 +181,7 @@ def test_a_failed_step_stops_the_run_and_gives_its_exit_code(tmp_path: Path) -> 
         {"name": "never", "run": "--version", "needs": ["bad"]},
     )
     with pytest.raises(StepFailed, match="step bad ended with exit code 2") as failed:
-        run_workflow(flow, tmp_path / "out", silent)
+        run_workflow(flow, tmp_path / "out", ROOT_COMMAND, silent)
     assert failed.value.code == 2
     assert states(tmp_path / "out") == [("good", "done"), ("bad", "failed")]
     engine = create_engine(f"sqlite:///{tmp_path / 'out' / DATABASE}")
@@ -184,7 +191,7 @@ def test_a_failed_step_stops_the_run_and_gives_its_exit_code(tmp_path: Path) -> 
     engine.dispose()
 
     write(flow, {"name": "good", "run": "--version"}, {"name": "bad", "run": "--version", "needs": ["good"]})
-    assert run_workflow(flow, tmp_path / "out", silent) == {"good": "skipped", "bad": "done"}
+    assert run_workflow(flow, tmp_path / "out", ROOT_COMMAND, silent) == {"good": "skipped", "bad": "done"}
 
     process = motet("run", write(flow, {"name": "bad", "run": "verify {out}/nothing-here"}), "--out", tmp_path / "o")
     told, _ = process.communicate()
@@ -194,7 +201,7 @@ def test_a_failed_step_stops_the_run_and_gives_its_exit_code(tmp_path: Path) -> 
 def test_a_step_that_does_not_make_what_it_promised_has_failed(tmp_path: Path) -> None:
     flow = write(tmp_path / "flow.yaml", {"name": "idle", "run": "--version", "makes": ["{out}/page.html"]})
     with pytest.raises(StepFailed, match=r"step idle was to make .*/out/page.html, but did not") as failed:
-        run_workflow(flow, tmp_path / "out", silent)
+        run_workflow(flow, tmp_path / "out", ROOT_COMMAND, silent)
     assert failed.value.code == 1
 
 
@@ -213,7 +220,7 @@ def test_a_step_that_does_not_make_what_it_promised_has_failed(tmp_path: Path) -
 def test_a_wrong_workflow(tmp_path: Path, steps: list[dict[str, object]], message: str) -> None:
     flow = write(tmp_path / "flow.yaml", *({"run": "--version", **step} for step in steps))
     with pytest.raises(UserError, match=message) as error:
-        Workflow.load(flow)
+        Workflow.load(flow, ROOT_COMMAND)
     assert str(error.value).startswith(str(flow)) and "\n" not in str(error.value)
 
 
@@ -228,17 +235,17 @@ def test_a_wrong_workflow(tmp_path: Path, steps: list[dict[str, object]], messag
 def test_a_wrong_step_is_the_users_error(tmp_path: Path, step: dict[str, object], message: str) -> None:
     flow = write(tmp_path / "flow.yaml", {"name": "a", **step})
     with pytest.raises(UserError, match=f"step a: .*{message}"):
-        run_workflow(flow, tmp_path / "out", silent)
+        run_workflow(flow, tmp_path / "out", ROOT_COMMAND, silent)
 
 
 def test_an_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
     flow = write(tmp_path / "flow.yaml", {"name": "a", "run": "--version"})
     with pytest.raises(UserError, match="--out"):
-        run_workflow(flow, flow / "out", silent)
+        run_workflow(flow, flow / "out", ROOT_COMMAND, silent)
 
 
 def test_the_demos_workflow_is_sound() -> None:
-    workflow = Workflow.load(ROOT / "examples/demo/workflow.yaml")
+    workflow = Workflow.load(ROOT / "examples/demo/workflow.yaml", ROOT_COMMAND)
     names = [step.name for step in workflow.ordered()]
     assert all(names.index(need) < names.index(step.name) for step in workflow.steps for need in step.needs)
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]

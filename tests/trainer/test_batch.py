@@ -1,12 +1,11 @@
 """Batches of any rows of any documents against their definition, and against the same made another way."""
 
 import dataclasses
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
+import reference_batch as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,10 +16,6 @@ from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.dropout import Dropout
 from motet.trainer.data.packed import Piece, Rows
 from motet.trainer.vocabulary import Towers, Vocabulary
-
-_spec = importlib.util.spec_from_file_location("reference_batch", Path(__file__).with_name("reference_batch.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 WIDTH = 3
 

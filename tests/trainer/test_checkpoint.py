@@ -103,4 +103,4 @@ def test_every_byte_of_the_state_counts(out):
 
 def test_nothing_to_open(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoint.open_model(tmp_path)
+        checkpoint.Trained.open(tmp_path)

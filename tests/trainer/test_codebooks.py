@@ -1,16 +1,16 @@
 """Frames of several codebooks as tokens: each way against one written out, and what a model then learns."""
 
 import dataclasses
-import importlib.util
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+import reference_batch as reference
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from whole import everything
 
 from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec, Tokens
@@ -26,11 +26,8 @@ from motet.trainer.objective.losses import losses
 from motet.trainer.run import metrics
 from motet.trainer.run.train import train
 from motet.trainer.use.evaluate import evaluate
+from motet.trainer.use.trained import Trained
 from motet.trainer.vocabulary import Towers, Vocabulary
-
-_spec = importlib.util.spec_from_file_location("reference_batch", Path(__file__).with_name("reference_batch.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 
 def vocabulary_of(books):
@@ -208,7 +205,7 @@ def test_it_trains_on_real_speech_goes_on_and_is_evaluated(stream, train_config,
     corpus = Corpus(Records.of(config.data, config.data.paths), "train", 0.1)
     order = Order(corpus, config.data, config.rows, config.seed)
     flat = Corpus.open([discrete_dataset], "train", 0.1)
-    assert corpus.all().length_D.sum() < 0.8 * flat.all().length_D.sum()
+    assert everything(corpus).length_D.sum() < 0.8 * everything(flat).length_D.sum()
     read = order.rows_of(0).read(corpus)
     assert (read.length_R <= config.data.sequence).all()
 
@@ -221,7 +218,7 @@ def test_it_trains_on_real_speech_goes_on_and_is_evaluated(stream, train_config,
     train(config, tmp_path / "run")
     assert [r["loss"] for r in metrics.read(tmp_path / "run")] == [r["loss"] for r in rows]
 
-    found = evaluate(tmp_path / "run")["modalities"]["speech"]["codebooks"]
+    found = evaluate(Trained.open(tmp_path / "run"))["modalities"]["speech"]["codebooks"]
     labels = [each["labels"] for each in found]
     assert labels[0] > 0 and (labels[1:] == [0, 0] if stream == "first" else min(labels) > 0.8 * max(labels))
     with pytest.raises(UserError, match=r"data\.streams\.speech"):

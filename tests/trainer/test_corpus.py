@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from whole import everything
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.manifest import Manifest
@@ -19,7 +20,7 @@ def sample_ids(documents: Documents) -> list[bytes]:
 def test_every_document_is_found_with_its_length_and_source(dataset, documents):
     corpus = Corpus.open([dataset])
     assert corpus.modalities == ("text", "image", "speech")
-    found = corpus.all()
+    found = everything(corpus)
     assert len(found) == len(documents)
     by_id = {d.sample_id: d for d in documents}
     for i, id_ in enumerate(sample_ids(found)):
@@ -62,7 +63,7 @@ def test_splits_are_disjoint_by_content_and_lose_nothing(dataset, documents, wri
     ]
     paths = [dataset, write_dataset(copies)]
     corpora = [Corpus.open(paths, split, holdout) for split in ("train", "heldout")]
-    train, heldout = (corpus.all() for corpus in corpora)
+    train, heldout = (everything(corpus) for corpus in corpora)
     assert sorted(sample_ids(train) + sample_ids(heldout)) == sorted(d.sample_id for d in [*documents, *copies])
     assert not {s[:8] for s in sample_ids(train)} & {s[:8] for s in sample_ids(heldout)}
     assert abs(len(heldout) / (len(documents) + len(copies)) - holdout) < 0.08
@@ -71,7 +72,7 @@ def test_splits_are_disjoint_by_content_and_lose_nothing(dataset, documents, wri
 
 def test_held_out_documents_are_those_whose_content_hash_is_low(dataset):
     for split, low in (("train", False), ("heldout", True)):
-        found = Corpus.open([dataset], split, 0.3).all()
+        found = everything(Corpus.open([dataset], split, 0.3))
         assert len(found) and all((int.from_bytes(s[:8], "big") / 2**64 < 0.3) == low for s in sample_ids(found))
 
 
@@ -82,7 +83,7 @@ def test_one_flipped_byte_stops_with_the_shards_name(write_dataset, documents):
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     with pytest.raises(DamagedShard, match=shard.name):
-        Corpus.open([path], "train", 0.1).all()
+        everything(Corpus.open([path], "train", 0.1))
 
 
 def test_a_missing_shard_stops_with_its_name(write_dataset, documents):
@@ -90,7 +91,7 @@ def test_a_missing_shard_stops_with_its_name(write_dataset, documents):
     shard = next((Path(path) / "shards").glob("prompts-*"))
     shard.unlink()
     with pytest.raises(DamagedShard, match=shard.name):
-        Corpus.open([path], "train", 0.1).all()
+        everything(Corpus.open([path], "train", 0.1))
 
 
 def test_a_partition_whose_samples_were_all_rejected_has_no_shard(write_dataset, documents):
@@ -104,7 +105,7 @@ def test_a_partition_whose_samples_were_all_rejected_has_no_shard(write_dataset,
         shards=(*manifest.shards, lost),
     )
     (Path(path) / "manifest.json").write_text(more.to_text())
-    assert len(Corpus.open([path]).all()) == len(documents)
+    assert len(everything(Corpus.open([path]))) == len(documents)
 
 
 def test_datasets_of_different_tokenizers_are_refused(dataset, documents, write_dataset):
@@ -127,7 +128,7 @@ def test_documents_of_one_modality_alone_are_read(documents, write_dataset, moda
         for d in documents
         if d.source == "emoji"
     ]
-    found = Corpus.open([write_dataset(made)]).all()
+    found = everything(Corpus.open([write_dataset(made)]))
     by_id = {d.sample_id: d for d in made}
     stored = found.latents_VW if modality == "image" else found.tokens_T
     empty = found.tokens_T if modality == "image" else found.latents_VW

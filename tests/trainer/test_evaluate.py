@@ -7,18 +7,20 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
+from whole import everything
 
 from motet.core.errors import UserError
 from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import Loader, heldout
+from motet.trainer.data.loader import Loader, heldout_loader
 from motet.trainer.data.order import Order
 from motet.trainer.data.packed import Piece, Rows
 from motet.trainer.objective.diffusion import Cosine
 from motet.trainer.objective.losses import losses
-from motet.trainer.run.checkpoint import latest, open_model
+from motet.trainer.run.checkpoint import latest
 from motet.trainer.run.train import train
 from motet.trainer.use.evaluate import evaluate, source_table, table
+from motet.trainer.use.trained import Trained
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +51,13 @@ def labels_of(batches):
 
 def test_figures_are_what_they_say(config, trained):
     byte_lengths = np.arange(256) % 5
-    found = evaluate(trained, byte_lengths=byte_lengths)
+    found = evaluate(Trained.open(trained), byte_lengths=byte_lengths)
     assert json.loads((trained / "evaluation.json").read_text()) == found
     assert (found["step"], found["checkpoint"]) == (150, "step-000150")
 
-    model, vocabulary, towers = (getattr(open_model(trained), name) for name in ("model", "vocabulary", "towers"))
+    model, vocabulary, towers = (getattr(Trained.open(trained), name) for name in ("model", "vocabulary", "towers"))
     train, unseen = (Corpus.open(config.data.paths, split, 0.1) for split in ("train", "heldout"))
-    batches = list(heldout(unseen, vocabulary, towers, config.data, 1000).once(config.micro_rows))
+    batches = list(heldout_loader(unseen, vocabulary, towers, config.data, 1000).once(config.micro_rows))
     kind = {i: ("text", 0) for i in range(vocabulary.base["text"][0] + 256)}
     kind |= {start + i: ("speech", k) for k, start in enumerate(vocabulary.base["speech"]) for i in range(256)}
     sizes = Counter(kind.values())
@@ -105,11 +107,11 @@ def test_figures_are_what_they_say(config, trained):
 
 
 def test_by_source_each_document_counts_as_if_it_stood_alone(config, trained):
-    found = evaluate(trained)
+    found = evaluate(Trained.open(trained))
     assert "bits_per_byte" not in found["modalities"]["text"]  # nobody told the bytes of ids
-    model, vocabulary, towers = (getattr(open_model(trained), name) for name in ("model", "vocabulary", "towers"))
+    model, vocabulary, towers = (getattr(Trained.open(trained), name) for name in ("model", "vocabulary", "towers"))
     unseen = Corpus.open(config.data.paths, "heldout", 0.1)
-    documents = unseen.all()
+    documents = everything(unseen)
     renderer = Collate(vocabulary, towers, 256, Noise(0, 1000))
     sums, counts = defaultdict(float), Counter()
     for d, length in enumerate(documents.length_D.tolist()):
@@ -131,7 +133,7 @@ def test_by_source_each_document_counts_as_if_it_stood_alone(config, trained):
 
 
 def test_text_gets_below_unigram_and_diffusion_falls(config, trained):
-    found = evaluate(latest(trained))
+    found = evaluate(Trained.open(latest(trained)))
     text = found["modalities"]["text"]
     assert text["loss"] < text["unigram"] < text["start"]
     assert found["diffusion"]["loss"] < 0.5 * found["diffusion"]["start"]
@@ -141,7 +143,7 @@ def test_the_table_shows_it(config, trained):
     from rich.console import Console
 
     console = Console(width=120, record=True)
-    found = evaluate(trained, byte_lengths=np.ones(256, np.int64))
+    found = evaluate(Trained.open(trained), byte_lengths=np.ones(256, np.int64))
     console.print(table(found))
     console.print(source_table(found))
     shown = console.export_text()
@@ -150,12 +152,12 @@ def test_the_table_shows_it(config, trained):
 
 
 def test_rows_bound_the_work(config, trained):
-    assert evaluate(trained, rows=2)["rows"] == 2
+    assert evaluate(Trained.open(trained), rows=2)["rows"] == 2
 
 
 def test_what_cannot_be_evaluated(train_config, tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
-        evaluate(tmp_path)
+        evaluate(Trained.open(tmp_path))
     train(train_config(steps=1, data={"holdout": 0.0}), tmp_path / "run")
     with pytest.raises(UserError, match=r"data\.holdout: 0\.0 holds out none"):
-        evaluate(tmp_path / "run")
+        evaluate(Trained.open(tmp_path / "run"))

@@ -6,17 +6,15 @@ import sys
 
 import pytest
 import torch
-from motet.trainer.use.pretrained import load
 
 from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec
 from motet.trainer.generate.generator import Sampling
 from motet.trainer.generate.kv_cache import KVCache
-from motet.trainer.model.llama import export_llama
-from motet.trainer.run.checkpoint import open_model
 from motet.trainer.run.train import train
 from motet.trainer.use.evaluate import evaluate
-from motet.trainer.use.exported import export
+from motet.trainer.use.exported import export, export_llama
+from motet.trainer.use.trained import Trained
 from motet.trainer.vocabulary import TEXT
 
 SPEC = TokenizerSpec("bytes", "text", "discrete", (256,), 0, None, "text/plain", "t" * 32)
@@ -33,19 +31,19 @@ def run(request, tmp_path_factory):
         model={"experts": {"text": {"count": 2}}},
     )
     train(config, out)
-    evaluate(out)
+    evaluate(Trained.open(out))
     return out
 
 
 def test_it_comes_back_as_it_was(run, tmp_path):
-    ours = open_model(run)
-    found = load(export(run, tmp_path / "out"))
+    ours = Trained.open(run)
+    found = Trained.open(export(Trained.open(run), tmp_path / "out"))
     assert found.towers == ours.towers and found.vocabulary == ours.vocabulary
     assert found.objective == ours.config.objective and found.model.config == ours.config.model
     theirs = dict(ours.model.named_parameters())
     assert theirs.keys() == dict(found.model.named_parameters()).keys()
     assert all(torch.equal(weight, theirs[name]) for name, weight in found.model.named_parameters())
-    half = load(export(run, tmp_path / "half", "bfloat16"), torch.bfloat16)
+    half = Trained.open(export(Trained.open(run), tmp_path / "half", "bfloat16"), torch.bfloat16)
     assert half.model.head.weight.dtype is torch.bfloat16
     assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.6 * (
         tmp_path / "out" / "model.safetensors"
@@ -53,8 +51,8 @@ def test_it_comes_back_as_it_was(run, tmp_path):
 
 
 def test_the_card_tells_what_it_is(run, tmp_path):
-    card = (export(run, tmp_path / "out") / "README.md").read_text()
-    trained = open_model(run)
+    card = (export(Trained.open(run), tmp_path / "out") / "README.md").read_text()
+    trained = Trained.open(run)
     total = sum(weight.numel() for weight in trained.model.parameters()) / 1e6
     assert f"{total:,.1f} M parameters" in card
     assert f"3 of 3 steps on {trained.state.tokens:,} tokens" in card
@@ -65,45 +63,45 @@ def test_the_card_tells_what_it_is(run, tmp_path):
 
 
 def test_it_opens_and_generates_without_what_only_training_needs(run, tmp_path):
-    export(run, tmp_path / "out")
+    export(Trained.open(run), tmp_path / "out")
     code = (
         "import sys\n"
         "for name in ('ray', 'tensorboard', 'matplotlib', 'numba', 'rich', 'tqdm', 'huggingface_hub', 'pyarrow'):\n"
         "    sys.modules[name] = None\n"
-        "from motet.trainer.use.pretrained import load\n"
+        "from motet.trainer.use.trained import Trained\n"
         "from motet.trainer.generate.generator import Sampling\n"
-        f"found = load({str(tmp_path / 'out')!r})\n"
+        f"found = Trained.open({str(tmp_path / 'out')!r})\n"
         "tokens = found.generator().continue_([[]], 'text', limit=5, sampling=Sampling(temperature=0))\n"
         "print(*tokens[0].ids)\n"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    found = load(tmp_path / "out")
+    found = Trained.open(tmp_path / "out")
     assert found.generator().continue_([[]], "text", limit=5, sampling=Sampling(temperature=0))[0].ids.tolist() == [
         int(id_) for id_ in told.split()
     ]
 
 
 def test_what_does_not_fit_is_named(run, tmp_path):
-    out = export(run, tmp_path / "out")
+    out = export(Trained.open(run), tmp_path / "out")
     with pytest.raises(UserError, match="is there already"):
-        export(run, out)
+        export(Trained.open(run), out)
     with pytest.raises(UserError, match="give a folder that `motet export` wrote"):
-        load(run)
+        Trained.open(run / "checkpoints" / "nothing")
     said = json.loads((out / "config.json").read_text())
     said["model"]["layers"] = 3
     (out / "config.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match=r"weights are not those of config\.json.*blocks\.2"):
-        load(out)
+        Trained.open(out)
     said["format"] = 2
     (out / "config.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match="format 2 is not motet's 1"):
-        load(out)
+        Trained.open(out)
     said["format"], said["model"]["layers"] = 1, 2
     (out / "config.json").write_text(json.dumps(said))
     whole = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(whole[:-100])
     with pytest.raises(UserError, match="no whole safetensors file"):
-        load(out)
+        Trained.open(out)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
@@ -115,9 +113,11 @@ def test_a_text_model_opens_as_a_llama(qk_norm, train_config, write_dataset, doc
         data={"paths": [path]}, model={"norm": "before", "qk_norm": qk_norm, "heads": 4, "kv_heads": 2}, steps=2
     )
     train(config, tmp_path / "run")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(export_llama(tmp_path / "run", tmp_path / "out")).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        export_llama(Trained.open(tmp_path / "run"), tmp_path / "out")
+    ).eval()
     assert type(theirs).__name__ == ("Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM")
-    ours = open_model(tmp_path / "run")
+    ours = Trained.open(tmp_path / "run")
     ids = list(b"The state of the Union")
     bos, size = theirs.config.bos_token_id, ours.vocabulary.tokenizers[TEXT].codebooks[0]
     begin = ours.vocabulary.base[TEXT][0]
@@ -136,4 +136,4 @@ def test_a_text_model_opens_as_a_llama(qk_norm, train_config, write_dataset, doc
 
 def test_a_model_of_several_modalities_is_no_llama(run, tmp_path):
     with pytest.raises(UserError, match="cannot be a Llama: it knows image, speech"):
-        export_llama(run, tmp_path / "out")
+        export_llama(Trained.open(run), tmp_path / "out")

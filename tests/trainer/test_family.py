@@ -6,12 +6,12 @@ import torch
 
 from motet.core.errors import UserError
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import heldout
+from motet.trainer.data.loader import heldout_loader
 from motet.trainer.generate.generator import Generator
 from motet.trainer.generate.kv_cache import KVCache
 from motet.trainer.run import metrics
-from motet.trainer.run.checkpoint import open_model
 from motet.trainer.run.train import train
+from motet.trainer.use.trained import Trained
 
 FAMILY = {
     "dense": {"towers": {"text": "all", "image": "all", "speech": "all"}},
@@ -58,14 +58,14 @@ def test_a_cache_gives_what_whole_forward_passes_give(member, train_config, disc
     towers = {m: t for m, t in FAMILY[member].get("towers", {}).items() if m != "image"}  # this data has no pictures
     config = train_config(model=FAMILY[member] | {"towers": towers}, steps=2)
     train(config, tmp_path)
-    trained = open_model(tmp_path)
+    trained = Trained.open(tmp_path)
     model = trained.model.double()
     if "by expert" in member:
         with pytest.raises(UserError, match="experts choose"):
             Generator(model, trained.vocabulary, trained.towers)
         return
     corpus = Corpus.open([discrete_dataset], "heldout", 0.1)
-    batch = next(heldout(corpus, trained.vocabulary, trained.towers, config.data, 1000).once(1))
+    batch = next(heldout_loader(corpus, trained.vocabulary, trained.towers, config.data, 1000).once(1))
     with torch.no_grad():
         hidden_TD = torch.empty(config.data.sequence, model.config.dim, dtype=torch.float64)
         hidden_TD[batch.place_T] = model(batch)

@@ -1,12 +1,11 @@
 """Generation: the cache against whole forward passes, and what may be drawn."""
 
 import dataclasses
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
+import reference_batch as reference
 import torch
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
@@ -18,10 +17,6 @@ from motet.trainer.generate.generator import Generator, Sampling, Wanted, _chose
 from motet.trainer.generate.kv_cache import KVCache
 from motet.trainer.model.mot import MoT
 from motet.trainer.vocabulary import Towers, Vocabulary
-
-_spec = importlib.util.spec_from_file_location("reference_batch", Path(__file__).with_name("reference_batch.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 
 def spec(modality, codebooks, latent_dim=0):

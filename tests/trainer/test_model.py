@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import reference_unet as _unet
 import torch
 
 from motet.trainer.config import ModelConfig
@@ -22,9 +23,6 @@ _spec = importlib.util.spec_from_file_location("motet_reference", ROOT / "benchm
 reference = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = reference
 _spec.loader.exec_module(reference)
-_spec = importlib.util.spec_from_file_location("reference_unet", Path(__file__).with_name("reference_unet.py"))
-_unet = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_unet)
 unet_patches = _unet.unet_patches
 
 VOCABULARY = 60

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from whole import everything
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.manifest import Manifest
@@ -90,7 +91,7 @@ def test_best_fit_overfills_no_row_and_opens_none_in_vain(lengths, sequence):
 @pytest.mark.parametrize("sequence", [64, 256, 2048])
 def test_an_epoch_has_every_document_once(corpus, sequence):
     order = Order(corpus, config(sequence=sequence), rows=4, seed=3)
-    whole = list(range(len(corpus.all())))
+    whole = list(range(len(everything(corpus))))
     once = [piece for chosen in order.once() for piece in pieces(chosen)]
     assert sorted(d for d, *_ in once) == whole
     assert {epoch for *_, epoch in once} == {0}
@@ -115,7 +116,7 @@ def test_pieces_fit_and_never_cut_a_picture(corpus, long, sequence):
                 covered.setdefault(int(chosen.documents.number_D[p.document]), []).append((p.begin, p.end))
                 for start, stop in pictures(chosen.documents, p.document, p.flipped):
                     assert not start < p.begin < stop and not start < p.end < stop
-    whole = corpus.all()
+    whole = everything(corpus)
     assert sorted(covered) == whole.number_D.tolist()
     for document, cuts in covered.items():
         length = whole.length_D[document]
@@ -235,7 +236,7 @@ def test_a_weight_for_a_source_without_documents_is_refused(documents, write_dat
 @pytest.mark.parametrize("caption_first", [0.0, 0.5, 0.8, 1.0])
 def test_captions_lead_as_often_as_asked(corpus, caption_first):
     order = Order(corpus, config(caption_first=caption_first), rows=8, seed=0)
-    whole = corpus.all()
+    whole = everything(corpus)
     found = [p for step in range(80) for p in pieces(order.rows_of(step))]
     assert not any(flipped for document, _, _, flipped, _ in found if not whole.captioned_D[document])
     captioned = [flipped for document, _, _, flipped, _ in found if whole.captioned_D[document]]
@@ -248,7 +249,10 @@ def test_captions_lead_as_often_as_asked(corpus, caption_first):
 
 def test_windows_leave_little_padding(corpus):
     order = Order(corpus, config(sequence=256, long="split"), rows=8, seed=0)
-    assert np.mean([order.padding(step) for step in range(40)]) < 0.03
+    assert (
+        np.mean([1 - order.rows_of(step).length_R.sum() / (order.rows * order.data.sequence) for step in range(40)])
+        < 0.03
+    )
 
 
 def test_no_batch_is_all_of_one_kind(corpus):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from whole import everything
 
 from motet.pipeline.dataset.shard import DamagedShard
 from motet.trainer.data import records
@@ -19,14 +20,14 @@ def test_opening_reads_no_shard_and_a_record_batch_is_checked_once(dataset, monk
     for _ in range(3):
         corpus.read(np.array([0, 5, 3]))
     assert len(checked) == 1
-    corpus.all()
-    corpus.all()
+    everything(corpus)
+    everything(corpus)
     assert len(checked) == len(set(checked)) == len(corpus.records.before_K1) - 1
 
 
 def test_damage_stops_who_needs_the_record_batch_and_nobody_else(write_dataset, documents):
     path = Path(write_dataset(documents))
-    whole = Corpus.open([str(path)]).all()
+    whole = everything(Corpus.open([str(path)]))
     random = np.random.default_rng(0)
     for shard in sorted((path / "shards").iterdir())[::3]:
         data = shard.read_bytes()
@@ -54,4 +55,4 @@ def test_a_shard_cut_short_is_named(write_dataset, documents, size):
     data = shard.read_bytes()
     shard.write_bytes(data[:size])
     with pytest.raises(DamagedShard, match=shard.name):
-        Corpus.open([str(path)]).all()
+        everything(Corpus.open([str(path)]))

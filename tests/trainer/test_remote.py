@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from whole import everything
 
 from motet.core.errors import UserError
 from motet.pipeline.corpus import files
@@ -136,4 +137,4 @@ def test_a_far_shard_that_is_not_whole_is_lost_and_others_take_its_place(far, da
 
 def test_a_far_dataset_without_a_cache_is_refused(far):
     with pytest.raises(UserError, match=r"data.paths: s3://.*needs data.cache"):
-        Corpus(Records.open([far])).all()
+        everything(Corpus(Records.open([far])))

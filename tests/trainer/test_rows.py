@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from whole import everything
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.shard import DamagedShard, Document, sample_id
@@ -48,7 +49,7 @@ def test_an_epoch_has_every_row_once_and_any_batch_is_known_by_its_number(rows, 
 
 def test_what_is_read_is_what_was_written(rows):
     corpus = Corpus.open([rows])
-    whole = corpus.all().tokens_T.reshape(-1, LENGTH)
+    whole = everything(corpus).tokens_T.reshape(-1, LENGTH)
     batch = TokenRows(corpus, 8, seed=0).batch(5)
     assert (batch.numpy() == whole[[256 * a + b for a, b in batch[:, :2].tolist()]]).all()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from whole import everything
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.shard import Document
@@ -14,7 +15,7 @@ from motet.trainer.config import DataConfig
 from motet.trainer.data.batch import GroupedBatch
 from motet.trainer.data.collate import Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.loader import Loader, heldout
+from motet.trainer.data.loader import Loader, heldout_loader
 from motet.trainer.data.order import Order
 from motet.trainer.run.metrics import hash_of_rows, wrapped
 from motet.trainer.vocabulary import Towers, Vocabulary
@@ -130,7 +131,7 @@ def test_ranks_together_see_the_global_batch(corpus):
         for world in (1, 2, 4, 8):
             seen = [None] * 8
             for rank in range(world):
-                mine = loader.share(step, rank, world)
+                mine = loader.view(step, rank, world).rows
                 assert len(mine) == 8 // world
                 for row, batch in zip(mine, loader.micro_batches(step, rank, world, micro_rows=1), strict=True):
                     seen[row] = batch
@@ -156,7 +157,7 @@ def test_counts_are_the_labels_of_the_global_batch(corpus, vocabulary, long, dro
             for m in batch.label_modality_T[batch.label_row_M].tolist():
                 found[vocabulary.modalities[m]] += 1
             found["diffusion"] += len(batch.latent_row_N)
-        assert loader.counts(step) == found
+        assert loader.view(step).counts == found
     assert found["image"] == 0 and min(found[m] for m in ("text", "speech", "diffusion")) > 0
 
 
@@ -169,7 +170,7 @@ def test_dropped_captions_change_no_token_and_follow_the_document_over_ranks(cor
         documents += int(cut.document_T.max() - kept.document_T.max())
         rows = {}
         for rank in range(4):
-            mine = dropped.share(step, rank, 4)
+            mine = dropped.view(step, rank, 4).rows
             rows |= dict(zip(mine, dropped.micro_batches(step, rank, 4), strict=True))
         positions = [in_sequence(rows[row], rows[row].position_T) for row in range(8)]
         assert in_sequence(cut, cut.position_T).tolist() == np.concatenate(positions).tolist()
@@ -258,18 +259,18 @@ def test_held_out_batches_are_one_fixed_pass(dataset, vocabulary):
     towers = Towers.of(vocabulary, {})
 
     def batches(limit=None, **changes):
-        return list(heldout(corpus, vocabulary, towers, config(**changes), 1000).once(4, limit))
+        return list(heldout_loader(corpus, vocabulary, towers, config(**changes), 1000).once(4, limit))
 
     found = batches()
     assert all(batch.rows == 4 for batch in found)
-    assert sum(int((b.ids_T == vocabulary.bos).sum()) for b in found) == len(corpus.all())
+    assert sum(int((b.ids_T == vocabulary.bos).sum()) for b in found) == len(everything(corpus))
     changed = batches(weights={"emoji": 1}, guidance_dropout=1.0)
     assert all(same(a, b) for a, b in zip(found, changed, strict=True))
     assert all(same(a, b) for a, b in zip(batches(limit=8), found[:2], strict=True))
     (filled,) = batches(limit=3)
     assert filled.rows == 4 and (in_sequence(filled, filled.document_T)[-200:] == 0).all()
     nothing = Corpus.open([dataset], "heldout", 0.0)
-    assert list(heldout(nothing, vocabulary, towers, config(), 1000).once(4)) == []
+    assert list(heldout_loader(nothing, vocabulary, towers, config(), 1000).once(4)) == []
 
 
 def test_a_model_that_knows_more_modalities_reads_data_with_fewer(vocabulary, documents, write_dataset):
@@ -279,7 +280,7 @@ def test_a_model_that_knows_more_modalities_reads_data_with_fewer(vocabulary, do
     loader = Loader(Order(corpus, config(), 4, 0), vocabulary, Towers.of(vocabulary, {}), Noise(0, 1000))
     (batch,) = loader.micro_batches(0, micro_rows=4)
     assert batch.counts == (800, 0, 0) and batch.latents_ND.shape == (0, 12)
-    assert loader.counts(0).keys() == {"text", "image", "speech", "diffusion"}
+    assert loader.view(0).counts.keys() == {"text", "image", "speech", "diffusion"}
 
 
 def test_hashes_of_rows_add_up_however_rows_are_shared_and_towers_are_cut(corpus):
@@ -293,7 +294,7 @@ def test_hashes_of_rows_add_up_however_rows_are_shared_and_towers_are_cut(corpus
         ):
             loader, total = stream_of(corpus, rows=8, towers=towers), 0
             for rank in range(world):
-                mine = loader.share(step, rank, world)
+                mine = loader.view(step, rank, world).rows
                 for i, batch in enumerate(loader.micro_batches(step, rank, world, micro_rows)):
                     total += hash_of_rows(batch, mine[i * micro_rows : (i + 1) * micro_rows])
             found.add(wrapped(total))

@@ -14,10 +14,11 @@ from motet.trainer.config import load
 from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.order import Order
 from motet.trainer.run import metrics
-from motet.trainer.run.checkpoint import latest, open_model
+from motet.trainer.run.checkpoint import latest
 from motet.trainer.run.launch import launch
 from motet.trainer.run.optimizer import adamw, learning_rate
 from motet.trainer.run.train import train
+from motet.trainer.use.trained import Trained
 
 
 def rows_of(out) -> list[dict]:
@@ -209,7 +210,7 @@ def test_the_learning_rate_climbs_and_falls(train_config):
 def test_only_matrices_decay(train_config, tmp_path):
     config = train_config(steps=1)
     train(config, tmp_path / "run")
-    model = open_model(tmp_path / "run").model
+    model = Trained.open(tmp_path / "run").model
     decayed, kept = adamw(model, config.optimizer).param_groups
     names = {id(weight): name for name, weight in model.named_parameters()}
     assert {names[id(w)].split(".")[-1] for w in decayed["params"]} == {"qkv", "out", "gate_up", "down", "weight"}
@@ -230,4 +231,4 @@ def test_bfloat16_products(train_config, tmp_path):
     train(train_config(steps=4), tmp_path / "float32")
     for a, b in zip(rows_of(tmp_path / "bf16"), rows_of(tmp_path / "float32"), strict=True):
         assert a["loss"] != b["loss"] and a["loss"] == pytest.approx(b["loss"], rel=0.02)
-    assert all(w.dtype is torch.float32 for w in open_model(tmp_path / "bf16").model.parameters())
+    assert all(w.dtype is torch.float32 for w in Trained.open(tmp_path / "bf16").model.parameters())

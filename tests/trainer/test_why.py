@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from motet.trainer.use.order import forecast
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.manifest import Manifest
@@ -13,9 +12,10 @@ from motet.trainer.data import order as order
 from motet.trainer.data.loader import Loader
 from motet.trainer.data.records import LostBatches
 from motet.trainer.run import metrics
-from motet.trainer.run.checkpoint import open_model
 from motet.trainer.run.state import Run
 from motet.trainer.run.train import train
+from motet.trainer.use.plan import plan
+from motet.trainer.use.trained import Trained
 from motet.trainer.use.why import why
 
 
@@ -70,7 +70,7 @@ def test_no_run_no_step(tmp_path, train_config):
 
 def test_a_forecast_is_what_training_then_sees(train_config, tmp_path):
     config = train_config(steps=40, rows=8, data={"weights": {"prompts": 1, "speeches": 3}})
-    told = json.loads(json.dumps(forecast(config, 30)))
+    told = json.loads(json.dumps(plan(config, 30)))
     train(config.model_copy(update={"steps": 30}), tmp_path / "run")
     last = list(metrics.read(tmp_path / "run"))[-1]
     assert told["tokens"] == last["tokens"] and told["steps"] == 30
@@ -80,8 +80,8 @@ def test_a_forecast_is_what_training_then_sees(train_config, tmp_path):
     assert told["sources"]["speeches"]["epochs"] > told["sources"]["prompts"]["epochs"] > 0
     assert set(told["imbalance"]) == {"1", "2", "4"} and told["imbalance"]["1"] == [1.0, 1.0]
     assert all(1 <= median <= worst < 1.5 for median, worst in told["imbalance"].values())
-    assert forecast(config, 1000)["steps"] == 40
-    model = open_model(tmp_path / "run").model
+    assert plan(config, 1000)["steps"] == 40
+    model = Trained.open(tmp_path / "run").model
     assert told["parameters"] == sum(weight.numel() for weight in model.parameters()) > told["active"]
     assert told["towers"] == list(model.towers)
 
@@ -95,14 +95,14 @@ def test_damaged_held_out_documents_are_left_out_of_evaluation_only(
         data={"paths": [str(path)], "holdout": 0.3}, objective={"kind": "transfusion"}, evaluate_rows=64
     )
     run = Run.open(config, tmp_path / "run")
-    whole = run.heldout()
+    whole = run.heldout_losses()
     shard = sorted((path / "shards").iterdir())[0]
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.unlink()
     shard.write_bytes(data)
     run = Run.open(config, tmp_path / "run")
-    assert run.heldout() != whole and shard.name in caplog.text
-    assert run.heldout() == run.heldout() and len(run.unseen_lost) == 1
+    assert run.heldout_losses() != whole and shard.name in caplog.text
+    assert run.heldout_losses() == run.heldout_losses() and len(run.heldout_damage) == 1
     with pytest.raises(LostBatches):
         run.loader.order.corpus.read(np.arange(run.loader.order.corpus.records.begin[-1]))

@@ -171,8 +171,3 @@ class Corpus:
             latents_VW=np.empty((0, records.width), np.float16),
         )
         return documents, int(ids_N.sum()), int(latents_N.sum())
-
-    def all(self) -> Documents:
-        """Every document of the split, source by source."""
-        document_N = np.arange(self.records.begin[-1])
-        return self.read(document_N[self.survey(document_N)[0]])
