@@ -311,3 +311,26 @@ def test_wrong_options_of_fit_are_named(tmp_path):
         BPE.fit([b"a"], tmp_path, {"vocab": 1000})
     with pytest.raises(UserError, match="none of them is UTF-8 text"):
         BPE.fit([b"\xff"], tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", {"type": "NFC"}),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}),
+        ("model", "two ids changed places"),
+        ("added_tokens", []),
+        ("decoder", {"type": "Fuse"}),
+    ],
+)
+def test_every_part_that_decides_ids_or_text_is_in_the_hash(tmp_path, part, value):
+    content = json.loads((trained(tmp_path / "one", "gpt2", added=["grüße"]) / "tokenizer.json").read_text("utf-8"))
+    before = build(tmp_path / "one").spec.hash
+    vocabulary = content["model"]["vocab"]
+    if part == "model":
+        value = {**content["model"], "vocab": {**vocabulary, "A": vocabulary["B"], "B": vocabulary["A"]}}
+    assert content[part] != value
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, part: value}), encoding="utf-8")
+    assert build(tmp_path).spec.hash != before
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "truncation": None}, indent=1), encoding="utf-8")
+    assert build(tmp_path).spec.hash == before, "what is turned off, and how the file is laid out, changes no id"

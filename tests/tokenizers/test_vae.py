@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -134,3 +135,12 @@ def test_fitting_lowers_the_loss_and_is_repeatable(tmp_path: Path) -> None:
     assert tokenizer.size == 32 and tokenizer.spec.latent_dim == 4
     with pytest.raises(UserError, match="fit vae: channels"):
         VAE.fit(FILES[:9], tmp_path, {"channels": "wide"})
+
+
+def test_a_models_own_shift_is_in_the_hash(scaled: Path, tmp_path: Path) -> None:
+    before = VAE(VAE.Settings(path=str(scaled), subfolder="vae")).spec
+    shutil.copytree(scaled, tmp_path / "other")
+    file = tmp_path / "other/vae/config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "shift_factor": 0.2}), encoding="utf-8")
+    assert VAE(VAE.Settings(path=str(tmp_path / "other"), subfolder="vae")).spec.hash != before.hash
