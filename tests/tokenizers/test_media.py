@@ -326,3 +326,14 @@ def test_text_is_utf8_or_refused():
     assert reason(media.load_text, b"") == "empty-file"
     for broken in (b"abc\xff", b"\xc3", "\ud800".encode("utf-8", "surrogatepass"), b"\xc0\x80", "ü".encode("latin-1")):
         assert reason(media.load_text, broken) == "invalid-utf8"
+
+
+def test_sound_of_several_blocks_and_channels_is_taken_whole():
+    """More than BLOCK frames, which are decoded in parts; every channel counts as much as the others."""
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * media.BLOCK + 1000, 3)).astype(np.float32)
+    for form in ("WAV", "FLAC"):
+        data = sound_as(form, samples)
+        wave = media.load_speech(data)
+        want, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+        assert wave.samples.shape == (len(samples),)
+        np.testing.assert_allclose(wave.samples, want.mean(axis=1), atol=1e-6)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from motet.core.errors import UserError
 from motet.tokenizers.contract import BadSample, Tokens, Waveform
-from motet.tokenizers.media import dump_wav, load_speech
+from motet.tokenizers.media import dump_wav, load_speech, resample
 from motet.tokenizers.speech.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.speech.mel import LogMel, MelConfig
 from motet.tokenizers.speech.melrvq import MelRVQ
@@ -212,3 +212,40 @@ def test_kmeans_ends_at_means_of_their_own_points_with_no_cluster_empty():
 def test_perplexity_counts_the_codes_in_use():
     assert perplexity(torch.arange(20).repeat(5), 32) == pytest.approx(20)
     assert perplexity(torch.zeros(9, dtype=torch.int64), 32) == pytest.approx(1)
+
+
+def plain_frames(samples: np.ndarray, rate: int, hop: int, window: int, mels: int) -> np.ndarray:
+    """Log-mel frames as mel.py's docstring says them, sample by sample in numpy: centres at (t + 1/2) * hop, HTK's scale."""
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), mels + 2) / 2595) - 1)
+    hertz_F1 = np.linspace(0, rate / 2, window // 2 + 1)[:, None]
+    rising = (hertz_F1 - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - hertz_F1) / (edges[2:] - edges[1:-1])
+    bands_FM = np.maximum(0, np.minimum(rising, falling))
+    hann = np.sin(np.pi * np.arange(window) / window) ** 2
+    frames = []
+    for t in range(-(-len(samples) // hop)):
+        at = np.arange(window) + t * hop + hop // 2 - window // 2
+        there = np.where((at >= 0) & (at < len(samples)), samples[np.clip(at, 0, len(samples) - 1)], 0.0)
+        frames.append(np.log(np.maximum(np.abs(np.fft.rfft(there * hann)) @ bands_FM, 1e-5)))
+    return np.stack(frames)
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_rate": 8000, "hop": 256, "window": 512, "mels": 40}])
+def test_frames_are_those_of_a_plain_transform(options):
+    config = MelConfig(**options)
+    for file in FILES[:3]:
+        wave = resample(load_speech(file), config.sample_rate)
+        got_TM = LogMel(config).frames(load_speech(file)).numpy()
+        want_TM = plain_frames(
+            wave.samples.astype(np.float64), config.sample_rate, config.hop, config.window, config.mels
+        )
+        np.testing.assert_allclose(got_TM, want_TM, atol=1e-3)
+
+
+def test_codebooks_of_another_shape_are_another_tokenizer(fitted, tmp_path):
+    """The same numbers as 2 x 256 entries instead of 4 x 128, or as other types: codes differ, so the hash does."""
+    shutil.copytree(fitted, tmp_path / "copy")
+    books_KSM = load_file(fitted / "model.safetensors")["codebooks"]
+    save_file({"codebooks": books_KSM.reshape(2, 256, -1)}, tmp_path / "copy/model.safetensors")
+    assert build(tmp_path / "copy").spec.codebooks == (256, 256)
+    assert build(tmp_path / "copy").spec.hash != build(fitted).spec.hash

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from motet.core.errors import UserError
 from motet.tokenizers.contract import Tokens, Waveform
+from motet.tokenizers.media import load_speech
 from motet.tokenizers.speech.mel import LogMel
 from motet.tokenizers.speech.units import Features, Units, UnitsConfig
 
@@ -97,3 +98,32 @@ def test_wrong_folders_and_options_are_errors(fitted, tmp_path):
         Units.fit(FILES, tmp_path, {"units": 500})
     with pytest.raises(UserError, match="none of them is a sound file"):
         Units.fit([b""], tmp_path, {})
+
+
+def test_features_are_normalized_cepstra_and_their_slopes_by_a_plain_computation():
+    config = UnitsConfig()
+    frames_TM = LogMel(config).frames(load_speech(FILES[5]))
+    levels = frames_TM.double().numpy()
+    mirrored = np.fft.fft(np.concatenate([levels, levels[:, ::-1]], axis=1), axis=1)[:, 1 : config.cepstra + 1]
+    turn = np.exp(-1j * np.pi * np.arange(1, config.cepstra + 1) / (2 * config.mels))
+    cepstra = (mirrored * turn).real / 2 * (2 / config.mels) ** 0.5  # the orthonormal cosine transform (DCT-II)
+    padded = np.concatenate([cepstra[:1]] * 2 + [cepstra] + [cepstra[-1:]] * 2)
+    slopes = np.stack([np.polyfit(np.arange(5), padded[t : t + 5], 1)[0] for t in range(len(cepstra))])
+    both = np.concatenate([cepstra, slopes], axis=1)
+    want = (both - both.mean(0)) / both.std(0)
+    np.testing.assert_allclose(Features(config)(frames_TM).numpy(), want, atol=2e-4)
+
+
+def test_a_units_mean_frame_and_duration_are_those_of_its_own_frames(fitted):
+    """Counted sound by sound: where one sound ends and the next begins with the same unit, that is two runs."""
+    config, arrays = UnitsConfig(), load_file(fitted / "model.safetensors")
+    sums, count, runs = np.zeros((100, config.mels)), np.zeros(100), np.zeros(100)
+    for file in FILES:
+        frames_TM = LogMel(config).frames(load_speech(file))
+        units = torch.cdist(Features(config)(frames_TM), arrays["centroids"]).argmin(1).tolist()
+        for t, (unit, frame) in enumerate(zip(units, frames_TM.double().numpy(), strict=True)):
+            sums[unit] += frame
+            count[unit] += 1
+            runs[unit] += t == 0 or units[t - 1] != unit
+    np.testing.assert_allclose(arrays["durations"].numpy(), count / runs, rtol=1e-5)
+    np.testing.assert_allclose(arrays["frames"].numpy(), sums / count[:, None], atol=1e-3)
