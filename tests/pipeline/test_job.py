@@ -123,3 +123,32 @@ def test_what_is_not_ours_is_left_alone(undisturbed, corpus: Path, configure, tm
     tokenize_corpus(configure(partition_samples=5), corpus, tmp_path / "one")
     assert collect(store_of(tmp_path / "one"), 0).files
     assert all((tmp_path / "one" / name).read_text() == "mine" for name in ("README.md", "shards/notes.txt"))
+
+
+def one_text(configure, **fields):
+    """A configuration of the texts alone."""
+    entry = {"name": "text", "format": "text", "path": "rows.jsonl"}
+    return configure(corpus=[{**entry, **fields.pop("entry", {})}], **fields)
+
+
+def test_a_partition_of_another_range_is_another_partition(corpus: Path, configure, tmp_path: Path) -> None:
+    """After a cut at other places, commits of the same file and index are stale: their documents would be lost or doubled."""
+    rows = (corpus / "text.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(row)["text"][at : at + 100] for row in rows for at in range(0, 2_000, 100)]
+    (corpus / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    for size in (4_000, 2_000, 6_000):
+        again = tokenize_corpus(one_text(configure, partition_bytes=size), corpus, tmp_path / "recut")
+        fresh = tokenize_corpus(one_text(configure, partition_bytes=size), corpus, tmp_path / f"fresh{size}")
+        assert again.done == again.partitions == fresh.partitions > 1 and again.manifest.documents == len(texts)
+        assert (tmp_path / "recut/manifest.json").read_bytes() == (tmp_path / f"fresh{size}/manifest.json").read_bytes()
+
+
+def test_another_column_is_read_again(corpus: Path, configure, tmp_path: Path) -> None:
+    """A source's own settings are in its partitions' keys: which column is the document, which one its language."""
+    rows = [{"text": f"Body {i}.", "title": f"A longer title {i}.", "lang": "en"} for i in range(9)]
+    (corpus / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for i, entry in enumerate(({}, {"column": "title"}, {"column": "title", "language": "lang"})):
+        again = tokenize_corpus(one_text(configure, entry=entry), corpus, tmp_path / "again")
+        tokenize_corpus(one_text(configure, entry=entry), corpus, tmp_path / f"fresh{i}")
+        assert again.done == again.partitions, entry
+        assert (tmp_path / "again/manifest.json").read_bytes() == (tmp_path / f"fresh{i}/manifest.json").read_bytes()

@@ -334,3 +334,69 @@ def test_a_file_that_changed_since_the_plan_stops_the_partition(name: str, corpu
     (corpus / name).write_bytes((corpus / name).read_bytes()[:-600])
     with pytest.raises(Changed, match="it was changed; run the command again"):
         [sample for partition in plan for sample in read(partition, lambda *told: None)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_columns_in_another_order_are_another_reading(kind: str, corpus: Path, configure, tmp_path: Path) -> None:
+    """The order of `columns` is that of a document's parts: the commits of another order do not pass as done."""
+    rows = pictures(corpus)[:6]
+    images = pa.array([{"bytes": row["bytes"]} for row in rows], BYTES)
+    pq.write_table(pa.table({"webp": images, "txt": [row["text"] for row in rows]}), corpus / "a.parquet")
+    parts = (
+        (f"{i}.{end}", row[key]) for i, row in enumerate(rows) for end, key in (("webp", "bytes"), ("txt", "text"))
+    )
+    tar(corpus / "a.tar", [(name, data if isinstance(data, bytes) else data.encode()) for name, data in parts])
+    path = {"parquet": "a.parquet", "webdataset": "a.tar"}[kind]
+    read_so = []
+    for order in ((("txt", "text"), ("webp", "image")), (("webp", "image"), ("txt", "text"))):
+        config = configure(corpus=[{"name": "c", "format": kind, "path": path, "columns": dict(order)}])
+        result = tokenize_corpus(config, corpus, tmp_path / "out")
+        assert result.done == result.partitions == 1
+        read_so.append(documents(result.manifest))
+        assert [modality for modality, _, _ in read_so[-1][0]] == [modality for _, modality in order]
+    assert read_so[1] == [document[::-1] for document in read_so[0]]
+
+
+def test_partitions_hold_as_many_samples_as_are_asked_for(corpus: Path, configure) -> None:
+    """30 pictures by 8: in rows that name them, in a folder without rows, and as files of text; bytes that just fit do."""
+
+    def held(**fields: Any) -> list[int]:
+        entry = {"name": "p", **{key: fields.pop(key) for key in ("format", "path", "modality") if key in fields}}
+        plan = partitions(configure(corpus=[entry], **fields), corpus)
+        return [sum(1 for _ in read(partition, lambda *told: None)) for partition in plan]
+
+    (corpus / "texts").mkdir()
+    for i, row in enumerate(pictures(corpus)):
+        (corpus / f"texts/{i:02d}.txt").write_text(f"{row['text']:200.200}", encoding="ascii", errors="replace")
+    assert held(format="folder", path="pictures", modality="image", partition_bytes=10**6) == [8, 8, 8, 6]
+    (corpus / "pictures/metadata.jsonl").unlink()
+    assert held(format="folder", path="pictures", modality="image") == [8, 8, 8, 6]
+    assert held(format="text", path="texts") == [8, 8, 8, 6]
+    assert held(format="text", path="texts", partition_samples=1) == [1] * 30
+    assert held(format="text", path="texts", partition_samples=30) == [30]
+    assert held(format="text", path="texts", partition_bytes=1000) == [5] * 6
+    assert held(format="text", path="texts", partition_bytes=1001) == [5] * 6
+    assert held(format="text", path="texts", partition_bytes=999) == [4] * 7 + [2]
+    assert held(format="text", path="texts", partition_bytes=1) == [1] * 30, "a file that is larger stands alone"
+
+
+@pytest.mark.parametrize("named", ["interleaved", "nemo", "nemo, whole paths"])
+def test_media_that_changed_are_read_again_whoever_names_them(
+    named: str, corpus: Path, configure, tmp_path: Path
+) -> None:
+    """Versions of the media that rows name are in the keys: only the partition of the changed file is done again."""
+    sounds = sorted((corpus / "sounds").glob("*.ogg"))[:6]
+    prefix = f"{corpus}/" if "whole" in named else ""
+    names = [f"{prefix}sounds/{file.name}" for file in sounds]
+    if named == "interleaved":
+        rows = [{"parts": [{"text": "It says:"}, {"speech": name}]} for name in names]
+    else:
+        rows = [{"audio_filepath": name, "text": "It says:"} for name in names]
+    (corpus / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    entry = {"name": "m", "format": named.split(",")[0], "path": "rows.json"}
+    config = configure(corpus=[entry], partition_samples=2)
+    before = documents(tokenize_corpus(config, corpus, tmp_path / "out").manifest)
+    sounds[3].write_bytes(sounds[0].read_bytes())
+    result = tokenize_corpus(config, corpus, tmp_path / "out")
+    assert (result.done, result.partitions) == (1, 3)
+    assert documents(result.manifest) == [*before[:3], before[0], *before[4:]]
