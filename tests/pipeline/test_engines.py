@@ -7,7 +7,9 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.gc import collect
+from motet.pipeline.dataset.store import store_of
 from motet.pipeline.job.job import tokenize_corpus
+from motet.pipeline.job.tokenize import CHUNK
 from motet.pipeline.job.work import PartitionFailed, WorkerLost
 
 CLASSES = """
@@ -176,3 +178,38 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(poisoned, corpus
     assert (corpus / "killed").exists()
     tokenize_corpus(poisoned("Sound"), corpus, tmp_path / "sound")
     assert (tmp_path / "out/manifest.json").read_bytes() == (tmp_path / "sound/manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("finished_before", [False, True])
+def test_what_an_unfinished_job_committed_is_no_orphan(
+    finished_before: bool, poisoned, corpus: Path, tmp_path: Path
+) -> None:
+    """A job that stopped half way goes on after `motet gc` with what it had, whether an older manifest is there or none."""
+    out = tmp_path / "out"
+    if finished_before:
+        whole = poisoned("Sound").model_copy(update={"partition_bytes": 1 << 20})
+        old = {entry.file for entry in tokenize_corpus(whole, corpus, out).manifest.shards}
+    with pytest.raises(PartitionFailed):
+        tokenize_corpus(poisoned("Raises"), corpus, out)
+    before = {str(file.relative_to(out)) for part in ("shards", "commits") for file in (out / part).iterdir()}
+    gone = collect(store_of(out), 0)
+    assert (gone.files, gone.unfinished) == ({}, 3)
+    assert {str(file.relative_to(out)) for part in ("shards", "commits") for file in (out / part).iterdir()} == before
+    assert len(before) == 6 + 2 * finished_before
+    result = tokenize_corpus(poisoned("Sound"), corpus, out)
+    assert (result.done, result.partitions) == (3, 6), "the first three were kept"
+    assert [len(list(result.manifest.open_shard(entry).documents())) for entry in result.manifest.shards] == [1] * 6
+    assert {name for name in collect(store_of(out), 0).files if name.startswith("shards/")} == (
+        old if finished_before else set()
+    )
+
+
+def test_a_sample_that_crashes_late_in_a_partition_costs_itself_alone(poisoned, corpus: Path, tmp_path: Path) -> None:
+    """Samples are numbered through the partition, not through what is encoded together."""
+    rows = [f'{{"text": "This is number {i}. {"And now kill" if i == 150 else ""}"}}\n' for i in range(CHUNK + 40)]
+    (corpus / "six.jsonl").write_text("".join(rows), encoding="utf-8")
+    config = poisoned("Crashes").model_copy(update={"partition_bytes": 1 << 20})
+    result = tokenize_corpus(config, corpus, tmp_path / "out")
+    assert (result.partitions, result.manifest.documents) == (1, len(rows) - 1)
+    (reject,) = result.manifest.quarantine()
+    assert (reject["reason"], reject["position"]) == ("decoder-crashed", f"six.jsonl@{sum(map(len, rows[:150]))}")
