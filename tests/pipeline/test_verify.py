@@ -217,3 +217,43 @@ def test_nothing_of_a_dataset_without_its_commits_is_an_orphan(tokenized: Path) 
     (tokenized / "commits.json").unlink()
     with pytest.raises(UserError, match="copied without its commits"):
         orphans(store_of(tokenized), 0)
+
+
+@pytest.mark.parametrize(
+    ("table", "sources", "message"),
+    [
+        (("image", "speech", "text"), ("a", "a"), None),
+        (("image", "speech", "text"), ("a", "b"), "record batch 0: documents of another source than a"),
+        (("text", "image", "speech"), ("a", "a"), "a modality table of ('text', 'image', 'speech'), not its source's"),
+    ],
+)
+def test_a_whole_shard_that_says_something_else_than_its_source_is_found(
+    table: tuple[str, ...], sources: tuple[str, str], message: str | None, dataset: Path, tmp_path: Path
+) -> None:
+    """Its bytes, hashes and counts are all in order: training would mix it as another source, or under other names."""
+    (tmp_path / "shards").mkdir()
+    specs = Manifest.load(dataset).tokenizers
+    writer = ShardWriter(tmp_path / "shards/small.arrow", ShardHeader(table, specs, "h"), ["a", "b"])
+    counts = Counts({m: spec.codebooks for m, spec in specs.items()})
+    for i, source in enumerate(sources):
+        document = Document(bytes([i]) * 16, source, (("text", Tokens((3,), ids=np.arange(3))),))
+        writer.write(document)
+        counts.document(document)
+    found = problems(Manifest.load(_manifest_of(tmp_path, writer.close(), specs, counts)))
+    assert found == [] if message is None else len(found) == 1 and message in found[0], found
+
+
+def test_a_shard_that_was_cut_and_rejects_that_are_gone_are_made_again(
+    tokenized: Path, corpus: Path, configure
+) -> None:
+    """A commit alone is no proof that its files are whole."""
+    before = (tokenized / "manifest.json").read_bytes()
+    shard, rejects = next((tokenized / "shards").glob("text-*")), next((tokenized / "rejects").glob("text-*"))
+    whole, quarantine = shard.read_bytes(), rejects.read_bytes()
+    shard.unlink()
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert tokenize_corpus(configure(), corpus, tokenized).done == 1
+    assert shard.read_bytes() == whole
+    rejects.unlink()
+    assert tokenize_corpus(configure(), corpus, tokenized).done == 1
+    assert rejects.read_bytes() == quarantine and (tokenized / "manifest.json").read_bytes() == before
