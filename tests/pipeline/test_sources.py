@@ -372,10 +372,7 @@ def test_partitions_hold_as_many_samples_as_are_asked_for(corpus: Path, configur
     (corpus / "pictures/metadata.jsonl").unlink()
     assert held(format="folder", path="pictures", modality="image") == [8, 8, 8, 6]
     assert held(format="text", path="texts") == [8, 8, 8, 6]
-    assert held(format="text", path="texts", partition_samples=1) == [1] * 30
-    assert held(format="text", path="texts", partition_samples=30) == [30]
     assert held(format="text", path="texts", partition_bytes=1000) == [5] * 6
-    assert held(format="text", path="texts", partition_bytes=1001) == [5] * 6
     assert held(format="text", path="texts", partition_bytes=999) == [4] * 7 + [2]
     assert held(format="text", path="texts", partition_bytes=1) == [1] * 30, "a file that is larger stands alone"
 
