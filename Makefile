@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set themselves up first, once.
-.PHONY: setup demo test lint fast clean
+.PHONY: setup demo test lint clean
 
 PYTHON ?= python3
 UV := $(shell command -v uv || echo .venv/bin/uv)
@@ -23,6 +23,7 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-cache
+	@for room in */src; do .venv/bin/deptry --config $${room%src}pyproject.toml $$room || exit 1; done
 	.venv/bin/mypy
 
 clean:

@@ -1,6 +1,7 @@
 """The layout of the workspace: names, layers, and a command that answers without loading the rooms."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+ROOMS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["uv"]["workspace"]["members"]
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -23,12 +25,20 @@ def test_import_tokenizers_from_the_root_is_the_library_of_that_name() -> None:
 
 
 def test_motet_is_a_namespace_that_the_rooms_share() -> None:
-    rooms = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["uv"]["workspace"]["members"]
-    for room in rooms:
+    for room in ROOMS:
         assert (ROOT / room / "src/motet" / room / "__init__.py").is_file()
         assert not (ROOT / room / "src/motet/__init__.py").exists()
         held = {p.name for p in (ROOT / room / "src/motet").iterdir()} - {"__pycache__"}
         assert held == ({room, "core"} if room == "tokenizers" else {room})
+
+
+def test_a_room_declares_the_rooms_that_it_imports() -> None:
+    """What deptry cannot see: to it they are all `motet`."""
+    for room in ROOMS:
+        sources = "\n".join(path.read_text("utf-8") for path in (ROOT / room / "src").rglob("*.py"))
+        imported = set(re.findall(r"^\s*(?:from|import) motet\.(\w+)", sources, re.M)) - {room}
+        declared = tomllib.loads((ROOT / room / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+        assert {name for name in declared if name.startswith("motet-")} == {f"motet-{name}" for name in imported}
 
 
 def test_imports_run_one_way() -> None:
