@@ -154,7 +154,7 @@ def record_batch(documents: Sequence[Document], header: ShardHeader, sources: Se
 
     token = schema.field("tokens").type.value_type
     flat = np.concatenate(
-        ids or [np.empty(0, np.int32)], dtype=token.to_pandas_dtype(), casting="unsafe"
+        ids or [np.empty(0, np.int32)], dtype=str(token), casting="unsafe"
     )  # checked against the codebooks
     shape = pa.ListArray.from_arrays(
         pa.array(shape_ends, pa.int32()), pa.array(shapes, pa.int32()), type=schema.field("span_shape").type.value_type
