@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from motet.core.errors import UserError
 from motet.trainer.config import TrainConfig
 
 
 def launch(config: TrainConfig, out: str | Path) -> dict[str, Any]:
     """Train `config` in the run folder `out`, with progress for a person; the summary and errors of `train`."""
     if config.launcher == "ray":
-        from motet.trainer.run.launch import ray_train
-
+        try:
+            from motet.trainer.run.launch import ray_train
+        except ImportError as error:
+            raise UserError(f"launcher: ray: {error}; install motet-trainer[ray]") from None
         return ray_train.launch(config, out)
     from motet.trainer.run.launch import local
 
