@@ -163,6 +163,7 @@ def test_the_jobs_configurations_are_valid(tmp_path: Path) -> None:
 
 ROOMS = {
     "preprocess": {"tokenizers", "pipeline"},
+    "beam": {"tokenizers", "pipeline"},
     "train": {"tokenizers", "pipeline", "trainer"},
     "service": {"tokenizers", "pipeline", "trainer", "orchestration"},
 }
@@ -181,7 +182,13 @@ def test_a_container_has_its_rooms_from_the_repository_and_no_root(kind: str) ->
     sync = next(line for line in lines if "uv sync" in line).split()
     asked = [after for word, after in pairwise(sync) if word == "--package"]
     assert asked and {name.removeprefix("motet-") for name in asked} <= ROOMS[kind]
+    projects = [
+        tomllib.loads((ROOT / name.removeprefix("motet-") / "pyproject.toml").read_text("utf-8")) for name in asked
+    ]
+    extras = [after for word, after in pairwise(sync) if word == "--extra"]
+    assert extras == ["beam" if kind == "beam" else "ray", "remote"], "its engine or launcher, and s3://"
+    assert set(extras) <= {extra for each in projects for extra in each["project"]["optional-dependencies"]}
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users and users[-1] not in ("0", "root")
-    assert "RAY_ENABLE_UV_RUN_RUNTIME_ENV=0" in text
+    assert ("RAY_ENABLE_UV_RUN_RUNTIME_ENV=0" in text) == ("ray" in extras)
     assert "://" not in text, "which index is asked is the builder's own setting"
