@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set themselves up first, once.
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test alone lint clean
 
 PYTHON ?= python3
 UV := $(shell command -v uv || echo .venv/bin/uv)
@@ -19,6 +19,10 @@ demo: setup
 test: setup lint
 	.venv/bin/python -m pytest
 
+# Each room installed alone, in an environment that is made for it and deleted afterwards.
+alone: setup
+	.venv/bin/python tests/alone.py
+
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -27,4 +31,4 @@ lint: setup
 	.venv/bin/mypy
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .alone demo
