@@ -4,10 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.timeout(240)
 def test_fifty_kills_anywhere_end_with_the_same_manifest() -> None:
     command = [sys.executable, str(Path(__file__).with_name("kills.py")), "--kills", "50", "--partitions", "150"]
     told = subprocess.run([*command, "--pause", "0.2"], capture_output=True, text=True, check=False)

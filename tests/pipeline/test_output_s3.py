@@ -65,7 +65,6 @@ def test_two_drivers_at_once_do_no_harm(s3: str, corpus: Path, configure, tmp_pa
     assert contents(f"{s3}/tokens") == contents(tmp_path / "out")
 
 
-@pytest.mark.timeout(240)
 def test_killed_while_it_uploads_it_ends_with_the_same_bytes(
     s3: str, corpus: Path, configure, killed_again, tmp_path: Path
 ) -> None:
