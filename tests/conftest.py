@@ -29,6 +29,7 @@ from motet.pipeline import remote
 settings.register_profile("long", max_examples=10_000, deadline=None)  # test_orders.py, in docs/stream.md
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("RAY_ADDRESS", None)  # tests start clusters of their own
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = (
         "1"  # kernels are interpreted; Triton asks once, when whichever test first imports it
