@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
 COUNTING = '''
 import os
-from motet.tokenizers.bpe import BPE
+from motet.tokenizers.text.bpe import BPE
 
 class Counting(BPE):
     """Notes every batch that it encodes, each a partition that was begun; after a death samples are tried alone too."""

@@ -266,3 +266,38 @@ def test_the_same_through_a_real_process(config: Path, tmp_path: Path) -> None:
     missing = run("tokenize", "none.yaml", "--out", "t")
     assert missing.returncode == 2 and missing.stderr == "motet: none.yaml: no such configuration file\n"
     assert run("tokeniz").returncode == 2
+
+
+def test_training_tells_a_program_json_alone_and_damage_is_1(motet: Motet, config: Path, tmp_path: Path) -> None:
+    assert motet("tokenize", config, "--out", tmp_path / "tokens").code == 0
+    settings = {
+        "data": {"paths": ["tokens"], "sequence": 64, "holdout": 0.0},
+        "model": {"dim": 32, "layers": 1, "heads": 2},
+        **{"steps": 2, "rows": 2, "micro_rows": 2, "threads": 1},
+    }
+    train = write(tmp_path / "train.yaml", settings)
+    done = motet("train", train, "--out", tmp_path / "run", "--json")
+    told = json.loads(done.out)
+    assert done.code == 0 and (told["step"], told["finished"], told["resumed_from"]) == (2, True, 0)
+    assert told["tokens"] == json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["tokens"]
+
+    [shard] = (tmp_path / "tokens/shards").glob("*.arrow")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    damaged = motet("train", train, "--out", tmp_path / "other")
+    assert damaged.code == 1 and shard.name in damaged.err and "Traceback" not in damaged.err
+
+
+def test_what_gc_would_delete_is_told_and_stays(motet: Motet, config: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    assert motet("tokenize", config, "--out", tokens).code == 0
+    [shard] = (tokens / "shards").glob("*.arrow")
+    stray = shutil.copy(shard, tokens / "shards/speeches-00007-0123456789abcdef.arrow")
+    assert "speeches-00007" in motet("verify", tokens).out
+    told = motet("gc", tokens, "--dry-run")
+    assert stray.name in told.out and "would be deleted" in told.out and stray.exists()
+    as_json = json.loads(motet("gc", tokens, "--dry-run", "--json").out)
+    assert as_json["deleted"] == {} and any(stray.name in path for path in as_json["orphans"]) and stray.exists()
+    gone = json.loads(motet("gc", tokens, "--json").out)
+    assert gone["deleted"] == as_json["orphans"] and not stray.exists() and shard.exists()

@@ -165,3 +165,21 @@ def test_a_record_that_is_none(flow: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--out .*not a database") as error:
         run_workflow(flow, tmp_path, ROOT_COMMAND, print)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (signal.SIGTERM, 130, "step train ended with exit code 130"),
+        (signal.SIGKILL, 1, "step train was killed by signal 9"),
+    ],
+)
+def test_a_step_that_was_ended_from_outside_is_not_done(flow: Path, tmp_path: Path, number, code, told) -> None:
+    workflow = start(flow, tmp_path)
+    wait(workflow, lambda: len(steps(tmp_path)) >= 1)
+    children = Path(f"/proc/{workflow.pid}/task/{workflow.pid}/children").read_text().split()
+    [step] = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(step, number)
+    said, _ = workflow.communicate()
+    assert workflow.returncode == code and told in said and "Traceback" not in said
+    assert states(tmp_path) == ["failed"] and len(steps(tmp_path)) < STEPS

@@ -18,13 +18,16 @@ from motet.core.errors import UserError
 from motet.orchestration import cli
 from motet.orchestration.cli import app
 from motet.orchestration.workflow import Workflow
+from motet.tokenizers.contract import Tokens
 from motet.tokenizers.registry import find
 from motet.trainer.config import load
+from motet.trainer.data.corpus import Corpus
 from motet.trainer.generate.generator import Sampling
 from motet.trainer.use.media import judges
 from motet.trainer.use.media.pairs import follow, heldout_pairs
-from motet.trainer.use.media.samples import Sampler
-from motet.trainer.use.media.sheet import label
+from motet.trainer.use.media.samples import Limits, Prompt, Sampler
+from motet.trainer.use.media.score import lines
+from motet.trainer.use.media.sheet import label, write_sheet
 from motet.trainer.use.trained import Trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,3 +227,55 @@ def test_real_speech_is_heard() -> None:
     assert judges.word_error_rate(waves, true[::-1]) > 0.4
     silence = Waveform(np.zeros(0, np.float32), 16000)
     assert judges.word_error_rate([silence], ["two words"]) == 1
+
+
+def test_the_first_pairs_are_those_of_the_least_content_hash(sampler: Sampler) -> None:
+    data = sampler.trained.config.data
+    documents = Corpus.open(data.paths, "heldout", data.holdout).all()
+    text = documents.modalities.index("text")
+    least = []
+    for d in np.argsort(documents.sample_D2[:, 0])[:7].tolist():
+        spans = range(documents.span_D[d], documents.span_D[d] + documents.spans_D[d])
+        [span] = [s for s in spans if documents.modality_S[s] == text]
+        at = documents.at_S[span]
+        least.append(documents.tokens_T[at : at + documents.length_S[span]].tolist())
+    assert [pair.text.ids.tolist() for pair in heldout_pairs(sampler.trained, "image", 7)] == least
+
+
+def test_every_prompt_has_the_results_that_it_asked_for(sampler: Sampler, captions: list[dict]) -> None:
+    prompts = []
+    for row in captions[:4]:
+        prompts.append(Prompt((("text", row["text"].encode()),), ("image",)))
+        prompts.append(Prompt((("image", (EMOJI / row["file_name"]).read_bytes()),), ("text",)))
+    drawn = sampler.draw(prompts, Sampling(), Limits(words=4))
+    assert [sample.prompt for sample in drawn.samples] == prompts
+    assert [tuple(m for m, _ in sample.results) for sample in drawn.samples] == [prompt.to for prompt in prompts]
+    assert len({sample.results for sample in drawn.samples[::2]}) == 4
+
+
+def test_on_a_sheet_the_models_picture_stands_left_of_the_real_one(sampler: Sampler, run: Path, tmp_path: Path) -> None:
+    write_sheet(run, tmp_path / "sheet.png", 1, Sampling())
+    [pair] = heldout_pairs(sampler.trained, "image", 1)
+    image = sampler.tokenizers["image"]
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(float)
+
+    def away(tokens: Tokens, left: int) -> float:
+        """How far the column of the sheet that begins at `left` is from a picture, where it is nearest."""
+        [media] = image.decode([tokens])
+        picture = Image.open(io.BytesIO(image.dump(media))).convert("RGB").resize((112, 112), Image.Resampling.LANCZOS)
+        tops = range(len(sheet) // 2)  # below stand captions of the real one
+        return min(np.abs(sheet[top : top + 112, left : left + 112] - np.asarray(picture)).mean() for top in tops)
+
+    [made] = follow(sampler.generator, [pair], "image", Sampling())
+    left, right = 6, 6 + 112 + 6
+    assert max(away(made, left), away(pair.media, right)) < 8 < min(away(made, right), away(pair.media, left))
+
+
+def test_lines_say_which_way_a_score_is_better_and_what_is_real() -> None:
+    captions = {"task": "a caption", "measure": "chrF", "less": False, "count": 1200, "value": 12.5}
+    errors = {"task": "speech", "measure": "word errors", "less": True, "count": 8, "value": 0.75}
+    told = lines({"scores": [{**each, "reference": 0.25, "against": "real ones"} for each in (captions, errors)]})
+    assert told == [
+        "a caption: chrF (more is better), 1,200 documents: 12.5; real ones: 0.25",
+        "speech: word errors (less is better), 8 documents: 0.75; real ones: 0.25",
+    ]

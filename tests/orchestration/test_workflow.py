@@ -256,3 +256,22 @@ def test_the_demos_workflow_is_sound() -> None:
         while hasattr(command, "commands"):
             command, words = command.commands[words[1]], words[1:]
         command.make_context(words[0], words[1:])
+
+
+def test_every_file_below_a_folder_that_is_read_counts_with_its_name_and_so_does_what_is_made(tmp_path: Path) -> None:
+    step: dict[str, object] = {"name": "one", "run": "--version", "reads": ["{here}/raw"]}
+    flow = write(tmp_path / "flow.yaml", step)
+    (tmp_path / "raw/deep").mkdir(parents=True)
+    speeches(tmp_path / "raw/first.jsonl", 0, 1)
+    speeches(tmp_path / "raw/deep/second.jsonl", 1, 2)
+
+    def state() -> str:
+        return run_workflow(flow, tmp_path / "out", silent)["one"]
+
+    assert [state(), state()] == ["done", "skipped"]
+    speeches(tmp_path / "raw/deep/second.jsonl", 2, 3)
+    assert [state(), state()] == ["done", "skipped"]
+    (tmp_path / "raw/first.jsonl").rename(tmp_path / "raw/third.jsonl")
+    assert [state(), state()] == ["done", "skipped"]
+    write(flow, {**step, "makes": ["{here}/raw"]})
+    assert [state(), state()] == ["done", "skipped"]

@@ -89,7 +89,7 @@ def test_what_is_not_packed_is_refused(text: str) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 99))
-def test_sums_are_added_and_taken_back_in_any_order(seed: int) -> None:
+def test_sums_are_the_same_in_any_order(seed: int) -> None:
     random, parts = np.random.default_rng(seed), []
     for i in range(4):
         counts = Counts(SIZES)
@@ -102,11 +102,7 @@ def test_sums_are_added_and_taken_back_in_any_order(seed: int) -> None:
         one.add(source, totals)
     for source, totals in reversed(parts):
         other.add(source, totals)
-    same = Sums.of(other.lengths, other.span_lengths, other.codebooks)
-    same.add("gone", parts[0][1])
-    same.remove("gone", parts[0][1])
-    for sums in (other, same):
-        assert (sums.lengths, sums.span_lengths, sums.codebooks) == (one.lengths, one.span_lengths, one.codebooks)
+    assert (other.lengths, other.span_lengths, other.codebooks) == (one.lengths, one.span_lengths, one.codebooks)
 
 
 def sketched(shards: list[np.ndarray]) -> tuple[float, bool, int]:

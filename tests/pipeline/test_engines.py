@@ -15,7 +15,7 @@ from motet.pipeline.job.work import PartitionFailed, WorkerLost
 CLASSES = """
 import os, re, signal
 import numpy as np
-from motet.tokenizers.bpe import BPE
+from motet.tokenizers.text.bpe import BPE
 from motet.tokenizers.contract import BadSample, Tokens
 
 class Killed(BPE):

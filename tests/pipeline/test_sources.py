@@ -283,9 +283,9 @@ def test_a_large_row_group_is_read_a_little_at_a_time(tmp_path: Path) -> None:
     script = f"""
 import re
 from pathlib import Path
-from motet.pipeline.config import TokenizeConfig
-from motet.pipeline.plan import partitions
-from motet.pipeline.sources import read
+from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.job.partitions import partitions
+from motet.pipeline.corpus.sources import read
 entry = dict(name="a", format="parquet", path="big.parquet", columns=dict(text="text"))
 plan = partitions(TokenizeConfig(corpus=[entry], tokenizers=dict(text=dict())), Path({str(tmp_path)!r}))
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # ru_maxrss is the parent's

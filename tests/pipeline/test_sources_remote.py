@@ -16,6 +16,7 @@ from motet.pipeline.job.config import TokenizeConfig
 from motet.pipeline.job.job import tokenize_corpus
 from motet.pipeline.job.partitions import partitions
 from motet.pipeline.job.work import PartitionFailed
+from motet.pipeline.remote import Refused, Unreachable
 
 BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -102,7 +103,7 @@ def test_a_missing_file_is_a_reject_and_a_store_that_is_gone_is_not(
     monkeypatch.setattr(files, "ATTEMPTS", 3)
     for fault in ("503", "reset", "cut"):
         faults.fault = lambda method, path, n, fault=fault: fault if method == "GET" else ""
-        with pytest.raises(files.Unreachable, match=r"s3://.*/pictures/"):
+        with pytest.raises(Unreachable, match=r"s3://.*/pictures/"):
             list(read(plan[0], lambda *told: None))
 
 
@@ -124,7 +125,7 @@ def test_a_store_that_goes_away_stops_a_plan_and_a_partition(
         faults.fault = lambda method, path, n, last=last: "503" if sum(faults.asked.values()) > last else ""
         try:
             assert samples(config, corpus) == whole
-        except files.Unreachable as error:
+        except Unreachable as error:
             failed += 1
             assert "s3://" in str(error) and "the same command" in str(error)
     assert failed >= min(total, 10) - 1
@@ -140,7 +141,7 @@ def test_a_refusal_is_told_at_once_with_its_cure(fault: str, faults: Any, stored
         with pytest.raises(UserError, match=r"s3://.*refuses.*renew the token.*the same command"):
             partitions(config.model_copy(update={"corpus": (entry,)}), corpus)
         partition = next(p for p in plan if p.entry.name == entry.name)
-        with pytest.raises(files.Refused, match=r"s3://.*refuses"):
+        with pytest.raises(Refused, match=r"s3://.*refuses"):
             list(read(partition, lambda *told: None))
         assert sum(faults.asked.values()) - before <= 4, "it is not asked again and again"
 

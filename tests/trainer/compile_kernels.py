@@ -72,7 +72,7 @@ def of_norm(word):
         for add in (False, True):
             yield norm.norm_kernel, sizes | {"ADD": add}, {"num_warps": warps}
         yield norm.norm_backward_kernel, sizes | {"PIECE": 64}, {"num_warps": warps}
-    yield rows.sum_pieces, {"ROWS": 64, "WIDTH": rows.SUM_WIDTH, "DEPTH": rows.SUM_DEPTH}, {}
+    yield rows.sum_strips, {"ROWS": 64, "WIDTH": rows.SUM_WIDTH, "DEPTH": rows.SUM_DEPTH}, {}
 
 
 def of_rope(word):

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from motet.core.errors import UserError
 from motet.trainer.data import fetched as module
-from motet.trainer.data.fetched import FOLDER, OURS, Cache
+from motet.trainer.data.fetched import FOLDER, OURS, ChunkCache
 
-# What the processes of these tests begin with: pieces of one random seed each, whose key is the hash of their bytes.
+# What the processes of these tests begin with: chunks of one random seed each, whose key is the hash of their bytes.
 COMMON = """
 import hashlib, os, random, sys, time
-from motet.trainer import cache as module
-from motet.trainer.cache import Cache
+from motet.trainer.data import fetched as module
+from motet.trainer.data.fetched import ChunkCache
 
 def made(seed, size):
     data = random.Random(seed).randbytes(size)
@@ -31,9 +31,9 @@ def made(seed, size):
 
 def right(cache, seed, size):
     key, data = made(seed, size)
-    piece = cache.get(key, lambda: data)
-    assert bytes(piece) == data, seed
-    return piece
+    chunk = cache.get(key, lambda: data)
+    assert bytes(chunk) == data, seed
+    return chunk
 """
 exec(COMMON, helpers := {})
 made, right = helpers["made"], helpers["right"]
@@ -56,7 +56,7 @@ def files(folder: Path) -> dict[str, int]:
 
 
 def refuse() -> bytes:
-    raise AssertionError("fetched a piece that is there")
+    raise AssertionError("fetched a chunk that is there")
 
 
 @given(
@@ -67,9 +67,9 @@ def refuse() -> bytes:
 def test_least_recently_used(tmp_path_factory, limit, actions):
     """What is kept is exactly what a list of the least recently used would keep; nothing above the limit."""
     folder = tmp_path_factory.mktemp("cache")
-    cache, kept, model = Cache(folder, limit), limit - limit // 8, OrderedDict[str, int]()
+    cache, kept, model = ChunkCache(folder, limit), limit - limit // 8, OrderedDict[str, int]()
     for action, seed in actions:
-        key, data = made(seed, seed * 60)  # piece 0 is empty
+        key, data = made(seed, seed * 60)  # chunk 0 is empty
         if action == "drop":
             cache.drop(key)
             model.pop(key, None)
@@ -82,13 +82,13 @@ def test_least_recently_used(tmp_path_factory, limit, actions):
             model.move_to_end(key)
         while sum(model.values()) > kept:
             model.popitem(last=False)
-        assert files(folder) == {f"{key}.piece": size for key, size in model.items()}
+        assert files(folder) == {f"{key}.chunk": size for key, size in model.items()}
 
 
 def test_seldom_looks_at_the_folder(tmp_path, monkeypatch):
     looks, scandir = [], os.scandir
     monkeypatch.setattr(module.os, "scandir", lambda folder: looks.append(1) or scandir(folder))
-    cache = Cache(tmp_path, 256 * 100)
+    cache = ChunkCache(tmp_path, 256 * 100)
     for seed in range(1000):
         right(cache, seed, 10)
         assert seed % 100 or sum(files(tmp_path).values()) <= 256 * 100
@@ -100,18 +100,18 @@ def test_seldom_looks_at_the_folder(tmp_path, monkeypatch):
 
 def test_first_use_sees_what_was_there(tmp_path):
     for seed in range(10):
-        right(Cache(tmp_path, 10000), seed, 1000)
-    right(Cache(tmp_path, 3000), 7, 1000)  # a hit
+        right(ChunkCache(tmp_path, 10000), seed, 1000)
+    right(ChunkCache(tmp_path, 3000), 7, 1000)  # a hit
     assert sum(files(tmp_path).values()) <= 3000
 
 
 def test_nothing_is_made_before_it_is_used(tmp_path):
-    Cache(tmp_path / "later", 10)
+    ChunkCache(tmp_path / "later", 10)
     assert not (tmp_path / "later").exists()
 
 
 def test_larger_than_the_limit(tmp_path):
-    cache = Cache(tmp_path, 1000)
+    cache = ChunkCache(tmp_path, 1000)
     for seed, size in enumerate([1001, 100, 10**6]):
         right(cache, seed, size)
     assert list(files(tmp_path).values()) == [100]
@@ -119,15 +119,15 @@ def test_larger_than_the_limit(tmp_path):
 
 def test_settings(tmp_path):
     with pytest.raises(UserError, match=r"-1 bytes.*give"):
-        Cache(tmp_path, -1)
+        ChunkCache(tmp_path, -1)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file: is a file; choose"):
-        Cache(tmp_path / "file", 10)
-    for key in ["", "..", "../x", "a/b", "a.piece", "a\0", "a\n", "é", "x" * 200]:
+        ChunkCache(tmp_path / "file", 10)
+    for key in ["", "..", "../x", "a/b", "a.chunk", "a\0", "a\n", "é", "x" * 200]:
         with pytest.raises(ValueError, match="key"):
-            Cache(tmp_path, 10).get(key, refuse)
+            ChunkCache(tmp_path, 10).get(key, refuse)
         with pytest.raises(ValueError, match="key"):
-            Cache(tmp_path, 10).drop(key)
+            ChunkCache(tmp_path, 10).drop(key)
 
 
 def test_errors_of_fetching_pass(tmp_path):
@@ -135,34 +135,34 @@ def test_errors_of_fetching_pass(tmp_path):
         raise ConnectionError("no network")
 
     with pytest.raises(ConnectionError):
-        Cache(tmp_path, 1000).get("a", fail)
-    right(Cache(tmp_path, 1000), 0, 100)
+        ChunkCache(tmp_path, 1000).get("a", fail)
+    right(ChunkCache(tmp_path, 1000), 0, 100)
 
 
 def test_removes_only_its_own(tmp_path):
     """Everything else in the folder survives that 100 times the limit passes through it."""
-    pieces = tmp_path / "cache" / FOLDER
-    pieces.mkdir(parents=True)
-    precious = tmp_path / "precious.piece"
+    chunks = tmp_path / "cache" / FOLDER
+    chunks.mkdir(parents=True)
+    precious = tmp_path / "precious.chunk"
     strange = [
-        "a.piece.bak",
-        ".piece",
-        "a b.piece",
-        "a.PIECE",
-        "piece",
-        "a.b.piece",
+        "a.chunk.bak",
+        ".chunk",
+        "a b.chunk",
+        "a.CHUNK",
+        "chunk",
+        "a.b.chunk",
         f"a.{'g' * 32}.partial",
         "a.partial",
     ]
-    for path in [precious, pieces.parent / "b.piece", *(pieces / name for name in strange)]:
+    for path in [precious, chunks.parent / "b.chunk", *(chunks / name for name in strange)]:
         path.write_bytes(b"precious")
         os.utime(path, (0, 0))
-    (pieces / "link.piece").symlink_to(precious)
-    (pieces / "folder.piece").mkdir()
-    (pieces / "folder.piece" / "c.piece").write_bytes(b"precious")
-    (pieces / "linked").symlink_to(tmp_path)
-    before = {path for path in tmp_path.rglob("*") if path != pieces}
-    cache = Cache(tmp_path / "cache", 1000)
+    (chunks / "link.chunk").symlink_to(precious)
+    (chunks / "folder.chunk").mkdir()
+    (chunks / "folder.chunk" / "c.chunk").write_bytes(b"precious")
+    (chunks / "linked").symlink_to(tmp_path)
+    before = {path for path in tmp_path.rglob("*") if path != chunks}
+    cache = ChunkCache(tmp_path / "cache", 1000)
     for seed in range(1000):
         right(cache, seed, 100)
     cache.drop("folder")
@@ -175,33 +175,33 @@ def test_removes_only_its_own(tmp_path):
 
 def test_a_link_in_place_of_the_folder(tmp_path, caplog):
     for i in range(50):
-        (tmp_path / f"{i}.piece").write_bytes(b"precious" * 100)
+        (tmp_path / f"{i}.chunk").write_bytes(b"precious" * 100)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / FOLDER).symlink_to(tmp_path)
-    cache = Cache(tmp_path / "cache", 1000)
+    cache = ChunkCache(tmp_path / "cache", 1000)
     for seed in range(20):
         right(cache, seed, 100)
         cache.drop(str(seed))
-    assert len(list(tmp_path.glob("*.piece"))) == 50
+    assert len(list(tmp_path.glob("*.chunk"))) == 50
     assert len(caplog.records) == 1
 
 
 def test_a_buffer_outlives_its_file(tmp_path):
-    cache = Cache(tmp_path, 10**5)
+    cache = ChunkCache(tmp_path, 10**5)
     held = [right(cache, seed, 3 * 10**4) for seed in range(20)]
     for path in (tmp_path / FOLDER).iterdir():
         path.unlink()
     (tmp_path / FOLDER).rmdir()
-    assert [bytes(piece) for piece in held] == [made(seed, 3 * 10**4)[1] for seed in range(20)]
+    assert [bytes(chunk) for chunk in held] == [made(seed, 3 * 10**4)[1] for seed in range(20)]
     opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     assert not [path for path in opened if FOLDER in str(path)]  # thousands of buffers need no descriptors
     right(cache, 0, 100)  # and the folder is made again
 
 
 def test_truncated_and_damaged(tmp_path):
-    cache, (key, data) = Cache(tmp_path, 10**5), made(0, 5000)
+    cache, (key, data) = ChunkCache(tmp_path, 10**5), made(0, 5000)
     right(cache, 0, 5000)
-    path = tmp_path / FOLDER / f"{key}.piece"
+    path = tmp_path / FOLDER / f"{key}.chunk"
     for size in [0, 1, 4096, 4999]:
         os.truncate(path, size)
         if size:
@@ -215,7 +215,7 @@ def test_truncated_and_damaged(tmp_path):
 
 def test_threads_fetch_in_parallel(tmp_path, caplog):
     """Every fetch waits for all others, of the same key and of different ones."""
-    cache, together = Cache(tmp_path, 10**5), threading.Barrier(12, timeout=60)
+    cache, together = ChunkCache(tmp_path, 10**5), threading.Barrier(12, timeout=60)
 
     def get(seed: int) -> bool:
         key, data = made(seed, 3000)
@@ -223,7 +223,7 @@ def test_threads_fetch_in_parallel(tmp_path, caplog):
 
     with ThreadPoolExecutor(12) as pool:
         assert all(pool.map(get, [0, 0, 0, 0, 1, 1, 1, 1, 2, 3, 4, 5]))
-    assert files(tmp_path) == {f"{made(seed, 3000)[0]}.piece": 3000 for seed in range(6)}
+    assert files(tmp_path) == {f"{made(seed, 3000)[0]}.chunk": 3000 for seed in range(6)}
     assert not caplog.records
 
 
@@ -231,7 +231,7 @@ def test_threads_fetch_in_parallel(tmp_path, caplog):
 def test_threads_evicting_each_other(tmp_path, monkeypatch, caplog, temporary):
     if temporary == "named":
         monkeypatch.setattr(module, "O_TMPFILE", 0)
-    cache = Cache(tmp_path, 8000)
+    cache = ChunkCache(tmp_path, 8000)
 
     def work(worker: int) -> None:
         order = random.Random(worker)
@@ -241,23 +241,23 @@ def test_threads_evicting_each_other(tmp_path, monkeypatch, caplog, temporary):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
     assert sum(files(tmp_path).values()) <= 8000
-    assert set(files(tmp_path)) <= {f"{made(seed, 1000)[0]}.piece" for seed in range(15)}
+    assert set(files(tmp_path)) <= {f"{made(seed, 1000)[0]}.chunk" for seed in range(15)}
     assert not caplog.records
 
 
 def test_another_process_evicts_first(tmp_path, monkeypatch, caplog):
     unlink = os.unlink
     monkeypatch.setattr(module.os, "unlink", lambda *name, **at: (unlink(*name, **at), unlink(*name, **at)))
-    cache = Cache(tmp_path, 8000)
+    cache = ChunkCache(tmp_path, 8000)
     for seed in range(20):
         right(cache, seed, 1000)
-    assert set(files(tmp_path)) == {f"{made(seed, 1000)[0]}.piece" for seed in range(13, 20)}
+    assert set(files(tmp_path)) == {f"{made(seed, 1000)[0]}.chunk" for seed in range(13, 20)}
     assert not caplog.records
 
 
 ROUNDS = """
 sys.stdin.readline()
-cache, order = Cache(sys.argv[1], int(sys.argv[2])), random.Random(sys.argv[3])
+cache, order = ChunkCache(sys.argv[1], int(sys.argv[2])), random.Random(sys.argv[3])
 for line in sys.stdin:
     for _ in range(int(line)):
         right(cache, order.randrange(200), order.choice([100, 1000]))
@@ -268,7 +268,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("limit", [20_000, 80_000])
 def test_processes_share_a_limit(tmp_path, limit):
-    """Whenever all gets have returned, the folder is within the limit, whether pieces are added unseen (100) or not."""
+    """Whenever all gets have returned, the folder is within the limit, whether chunks are added unseen (100) or not."""
     workers = [start(ROUNDS, tmp_path, limit, i) for i in range(4)]
     for worker in workers:
         print("start", file=worker.stdin, flush=True)
@@ -277,7 +277,7 @@ def test_processes_share_a_limit(tmp_path, limit):
             print(n, file=worker.stdin, flush=True)
         assert [worker.stdout.readline() for worker in workers] == ["done\n"] * 4
         assert sum(files(tmp_path).values()) <= limit
-        assert f"{made(1000, 1000)[0]}.piece" in files(tmp_path)  # fetched by all at once, and just now
+        assert f"{made(1000, 1000)[0]}.chunk" in files(tmp_path)  # fetched by all at once, and just now
     for worker in workers:
         done(worker)
 
@@ -287,15 +287,15 @@ from pathlib import Path
 folder, limit, named, kills = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "named", int(sys.argv[4])
 if named:
     module.O_TMPFILE = 0
-wait, pieces, partial = random.Random(0), [made(seed, 200_000) for seed in range(30)], 0
+wait, chunks, partial = random.Random(0), [made(seed, 200_000) for seed in range(30)], 0
 for turn in range(kills):
     children = []
     for worker in range(2):
         children.append(os.fork())
         if not children[-1]:
-            cache, order = Cache(folder, limit), random.Random(f"{turn} {worker}")
+            cache, order = ChunkCache(folder, limit), random.Random(f"{turn} {worker}")
             while True:
-                key, data = order.choice(pieces)
+                key, data = order.choice(chunks)
                 assert bytes(cache.get(key, lambda: data)) == data
     time.sleep(wait.random() * 0.03)
     for child in children:
@@ -305,32 +305,32 @@ for turn in range(kills):
         if named and path.suffix == ".partial":
             partial += 1
         else:
-            assert path.name == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() + ".piece"
+            assert path.name == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() + ".chunk"
 print(partial)
 """
 
 
 @pytest.mark.parametrize("temporary", ["unnamed", "named"])
 def test_killed_at_any_moment(tmp_path, temporary):
-    """Two processes at a time, killed 50 times: after each kill every piece is whole, and nothing else is there."""
+    """Two processes at a time, killed 50 times: after each kill every chunk is whole, and nothing else is there."""
     limit = 2_000_000
     (tmp_path / FOLDER).mkdir()
     partial = int(done(start(KILLS, tmp_path, limit, temporary, 50)))
     assert partial == 0 or temporary == "named"
     assert len(files(tmp_path)) > 3
-    right(Cache(tmp_path, limit), 0, 50_000)
+    right(ChunkCache(tmp_path, limit), 0, 50_000)
     assert sum(files(tmp_path).values()) <= limit  # with what was killed while it was written
 
 
 def test_a_temporary_name_is_forgotten_after_an_hour(tmp_path):
-    pieces, cache = tmp_path / FOLDER, Cache(tmp_path, 10**6)
-    pieces.mkdir()
-    fresh, old = (pieces / f"{key}.{i * 32}.partial" for key, i in [("some-key", "0"), ("some-key", "1")])
+    chunks, cache = tmp_path / FOLDER, ChunkCache(tmp_path, 10**6)
+    chunks.mkdir()
+    fresh, old = (chunks / f"{key}.{i * 32}.partial" for key, i in [("some-key", "0"), ("some-key", "1")])
     for path, age in [(fresh, 3000), (old, 4000)]:
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
     right(cache, 0, 100)
-    assert set(files(tmp_path)) == {fresh.name, f"{made(0, 100)[0]}.piece"}
+    assert set(files(tmp_path)) == {fresh.name, f"{made(0, 100)[0]}.chunk"}
 
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT"])
@@ -348,7 +348,7 @@ def test_disk_full(tmp_path, monkeypatch, caplog, temporary, code):
     monkeypatch.setattr(module, "_fill", full)
     if temporary == "named":
         monkeypatch.setattr(module, "O_TMPFILE", 0)
-    cache = Cache(tmp_path, 10**9)
+    cache = ChunkCache(tmp_path, 10**9)
     for seed in range(100):
         right(cache, seed, 900)
         assert bytes(cache.get(made(seed, 900)[0], refuse)) == made(seed, 900)[1]
@@ -363,33 +363,33 @@ def test_disk_full(tmp_path, monkeypatch, caplog, temporary, code):
 SMALL_DISK = """
 import subprocess
 from pathlib import Path
-disk, pieces = Path(sys.argv[1]), Path(sys.argv[1]) / "motet-pieces"
+disk, chunks = Path(sys.argv[1]), Path(sys.argv[1]) / "motet-chunks"
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
-cache = Cache(disk, 10**9)
+cache = ChunkCache(disk, 10**9)
 for seed in range(60):
     right(cache, seed, 100_000)
-assert len(list(pieces.iterdir())) >= 5, "evicts more than it must"
+assert len(list(chunks.iterdir())) >= 5, "evicts more than it must"
 print("quiet so far", file=sys.stderr, flush=True)
 
 held = [right(cache, seed, 100_000) for seed in range(60)]  # what is mapped takes its room until it is let go
-assert all(bytes(piece) == made(seed, 100_000)[1] for seed, piece in enumerate(held))
+assert all(bytes(chunk) == made(seed, 100_000)[1] for seed, chunk in enumerate(held))
 del held
 right(cache, 100, 100_000)
-assert (pieces / (made(100, 100_000)[0] + ".piece")).exists(), "does not go on once there is room"
+assert (chunks / (made(100, 100_000)[0] + ".chunk")).exists(), "does not go on once there is room"
 
-left = {path.name for path in pieces.iterdir()}
+left = {path.name for path in chunks.iterdir()}
 subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-other = Cache(disk, 1000)
+other = ChunkCache(disk, 1000)
 for turn in range(2):
     for seed in range(40, 101):
         right(cache, seed, 100_000)
     right(other, 100, 100_000)  # would have to evict, and cannot
-assert {path.name for path in pieces.iterdir()} == left
+assert {path.name for path in chunks.iterdir()} == left
 """
 
 
 def test_a_real_small_disk(tmp_path):
-    """A disk that is full, full of mapped pieces, and read-only; where mounting is forbidden, test_disk_full has to do."""
+    """A disk that is full, full of mapped chunks, and read-only; where mounting is forbidden, test_disk_full has to do."""
     tried = subprocess.run(
         ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True, check=False
     )
@@ -408,7 +408,7 @@ def test_files_of_limited_size(tmp_path):
     script = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-cache = Cache(sys.argv[1], 10**6)
+cache = ChunkCache(sys.argv[1], 10**6)
 for seed in range(10):
     right(cache, seed, 5000 if seed % 2 else 3000)
 """
@@ -417,7 +417,7 @@ for seed in range(10):
 
 
 def test_a_folder_that_cannot_be_made(caplog):
-    cache = Cache(Path("/proc/motet"), 10**6)
+    cache = ChunkCache(Path("/proc/motet"), 10**6)
     for seed in range(5):
         right(cache, seed, 100)
         cache.drop(made(seed, 100)[0])

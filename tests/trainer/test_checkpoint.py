@@ -1,7 +1,9 @@
 """Checkpoints: all of it or nothing of it, and damage is named."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from motet.trainer.data.order import Cursor
 from motet.trainer.model.mot import MoT
 from motet.trainer.run import checkpoint
 from motet.trainer.run.checkpoint import MODEL, OPTIMIZER, STATE, DamagedCheckpoint, State
+from motet.trainer.use.trained import Trained
 
 FILES = (MODEL, OPTIMIZER, STATE)
 
@@ -103,4 +106,35 @@ def test_every_byte_of_the_state_counts(out):
 
 def test_nothing_to_open(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoint.Trained.open(tmp_path)
+        Trained.open(tmp_path)
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(out, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append(("sync", path.relative_to(out), path.read_bytes() if path.is_file() else b""))
+        fsync(descriptor)
+
+    def renamed(old, new, **options):
+        done.append(("rename", Path(old).relative_to(out), Path(new).relative_to(out)))
+        replace(old, new, **options)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    final = checkpoint.save(out, state(15), tensors(0), tensors(1), keep=2)
+    folder = Path("checkpoints")
+    partial = folder / "step-000015.partial"
+    written = {("sync", partial / name, (final / name).read_bytes()) for name in FILES}
+    named = done.index(("rename", partial, folder / "step-000015"))
+    assert {*done[:named]} == {*written, ("sync", partial, b"")}
+    # Its name is there to stay before an older one goes.
+    assert done[named + 1] == ("sync", folder, b"")
+
+
+def test_the_millionth_step_is_later_than_the_one_before(out):
+    for step in (999_999, 1_000_000):
+        checkpoint.save(out, state(step), tensors(0), tensors(1), keep=2)
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-1000000", "step-999999"]
+    assert checkpoint.read_state(checkpoint.latest(out)).step == 1_000_000

@@ -5,7 +5,16 @@ import yaml
 
 from motet.core.configuration import dump_config
 from motet.core.errors import UserError
-from motet.trainer.config import MAY_CHANGE, DataConfig, TrainConfig, load
+from motet.trainer.config import (
+    MAY_CHANGE,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    load,
+)
+from motet.trainer.run import folder
 
 SMALL = {
     "data": {"paths": ["tokens"], "sequence": 64},
@@ -67,3 +76,72 @@ def test_mistakes_name_the_field(write, changes, told):
 def test_what_may_change_is_what_exists():
     there = {*TrainConfig.model_fields, *(f"data.{name}" for name in DataConfig.model_fields)}
     assert there >= MAY_CHANGE
+
+
+OTHERWISE = {
+    "data": {
+        "sequence": 32,
+        "holdout": 0.1,
+        "weights": {"a": 1},
+        "modality_weights": {"text": 1},
+        "caption_first": 0.4,
+        "guidance_dropout": 0.1,
+        "streams": {"speech": "delayed"},
+        "shuffle": 3,
+        "long": "split",
+    },
+    "model": {
+        "dim": 64,
+        "layers": 3,
+        "heads": 4,
+        "kv_heads": 1,
+        "ffn": 96,
+        "towers": {"image": "text"},
+        "untied": ["ffn"],
+        "experts": {"text": {"count": 2}},
+        "cross_layers": [0],
+        "unet": {},
+        "norm": "before",
+        "norm_eps": 1e-5,
+        "qk_norm": False,
+        "rope_theta": 500.0,
+    },
+    "objective": {
+        "kind": "transfusion",
+        "z_loss": 0.1,
+        "weights": {"text": 2},
+        "diffusion": "flow",
+        "diffusion_weight": 1.0,
+        "noise_steps": 100,
+    },
+    "optimizer": {
+        "lr": 0.5,
+        "betas": [0.9, 0.99],
+        "eps": 1e-6,
+        "weight_decay": 0.2,
+        "clip": None,
+        "warmup": 5,
+        "schedule": "linear",
+        "final": 0.5,
+    },
+    "": {"steps": 20, "rows": 8, "start": "llama", "seed": 1, "threads": 3, "precision": "bfloat16"},
+}
+"""Another value of every field that decides what a run learns."""
+
+
+@pytest.mark.parametrize(("block", "field"), [(block, field) for block, some in OTHERWISE.items() for field in some])
+def test_a_run_does_not_go_on_with_another_value_of_what_decides_its_losses(tmp_path, block, field):
+    folder.keep(tmp_path, TrainConfig.model_validate(SMALL))
+    change = {field: OTHERWISE[block][field]}
+    other = TrainConfig.model_validate({**SMALL, **({block: {**SMALL.get(block, {}), **change}} if block else change)})
+    with pytest.raises(UserError, match=rf"{block}{'.' * bool(block)}{field}.*: the run in this folder has"):
+        folder.check(tmp_path, other)
+
+
+def test_every_field_either_may_change_or_is_known_not_to():
+    there = {*TrainConfig.model_fields}
+    for block, kind in (("data", DataConfig), ("model", ModelConfig), ("objective", ObjectiveConfig)):
+        there = there - {block} | {f"{block}.{name}" for name in kind.model_fields}
+    there = there - {"optimizer"} | {f"optimizer.{name}" for name in OptimizerConfig.model_fields}
+    fixed = {f"{block}.{field}".lstrip(".") for block, some in OTHERWISE.items() for field in some}
+    assert there == fixed | MAY_CHANGE and not fixed & MAY_CHANGE

@@ -39,7 +39,7 @@ def test_it_comes_back_as_it_was(run, tmp_path):
     ours = Trained.open(run)
     found = Trained.open(export(Trained.open(run), tmp_path / "out"))
     assert found.towers == ours.towers and found.vocabulary == ours.vocabulary
-    assert found.objective == ours.config.objective and found.model.config == ours.config.model
+    assert found.objective == ours.objective and found.model.config == ours.model.config
     theirs = dict(ours.model.named_parameters())
     assert theirs.keys() == dict(found.model.named_parameters()).keys()
     assert all(torch.equal(weight, theirs[name]) for name, weight in found.model.named_parameters())
@@ -55,7 +55,7 @@ def test_the_card_tells_what_it_is(run, tmp_path):
     trained = Trained.open(run)
     total = sum(weight.numel() for weight in trained.model.parameters()) / 1e6
     assert f"{total:,.1f} M parameters" in card
-    assert f"3 of 3 steps on {trained.state.tokens:,} tokens" in card
+    assert f"3 of 3 steps on {trained.of_run().state.tokens:,} tokens" in card
     for modality, spec in trained.vocabulary.tokenizers.items():
         assert f"| {modality} | {modality} | {spec.name} `{spec.hash[:12]}`" in card
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -85,18 +85,18 @@ def test_what_does_not_fit_is_named(run, tmp_path):
     out = export(Trained.open(run), tmp_path / "out")
     with pytest.raises(UserError, match="is there already"):
         export(Trained.open(run), out)
-    with pytest.raises(UserError, match="give a folder that `motet export` wrote"):
-        Trained.open(run / "checkpoints" / "nothing")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        Trained.open(run / "checkpoints" / "step-999999")
     said = json.loads((out / "config.json").read_text())
     said["model"]["layers"] = 3
     (out / "config.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match=r"weights are not those of config\.json.*blocks\.2"):
         Trained.open(out)
-    said["format"] = 2
+    said["format"] = 1
     (out / "config.json").write_text(json.dumps(said))
-    with pytest.raises(UserError, match="format 2 is not motet's 1"):
+    with pytest.raises(UserError, match="format 1 is not motet's 2"):
         Trained.open(out)
-    said["format"], said["model"]["layers"] = 1, 2
+    said["format"], said["model"]["layers"] = 2, 2
     (out / "config.json").write_text(json.dumps(said))
     whole = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(whole[:-100])

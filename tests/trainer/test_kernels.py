@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from motet.trainer.objective import cross_entropy as head
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 pytest.importorskip("triton")
@@ -272,9 +274,9 @@ def test_the_chunked_cross_entropy_is_the_same_with_the_kernel(monkeypatch):
     found = []
     for usable in (False, True):
         monkeypatch.setattr(kernels, "usable", lambda x, usable=usable: usable)
-        monkeypatch.setattr(objective, "CHUNK_LOGITS", 16 * 50)
+        monkeypatch.setattr(head, "CHUNK_LOGITS", 16 * 50)
         leaves = [x.clone().requires_grad_() for x in (hidden_MD, weight_VD)]
-        total, nats_M = objective.linear_cross_entropy(*leaves, label_M, scale_M, 0.01)
+        total, nats_M = head.linear_cross_entropy(*leaves, label_M, scale_M, 0.01)
         total.backward()
         found.append((total, nats_M, *(leaf.grad for leaf in leaves)))
     for plain, fused in zip(*found, strict=True):

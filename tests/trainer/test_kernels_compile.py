@@ -27,7 +27,7 @@ def lines():
 
 
 def test_every_kernel_in_every_type(lines):
-    kernels = {"rows_kernel", "weight_kernel", "norm_kernel", "norm_backward_kernel", "sum_pieces", "rope_kernel"}
+    kernels = {"rows_kernel", "weight_kernel", "norm_kernel", "norm_backward_kernel", "sum_strips", "rope_kernel"}
     kernels |= {"rope_backward_kernel", "swiglu_kernel", "swiglu_backward_kernel", "softmax_kernel"}
     assert {(line["kernel"], line["type"]) for line in lines} == {
         (kernel, word) for kernel in kernels for word in ("bf16", "fp16", "fp32")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from motet.trainer.model.patches import LinearPatches
+from motet.trainer.objective import cross_entropy
 from motet.trainer.objective import losses as objective
 from motet.trainer.objective.cross_entropy import label_ranks, linear_cross_entropy
 
@@ -15,7 +16,7 @@ from motet.trainer.objective.cross_entropy import label_ranks, linear_cross_entr
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 @pytest.mark.parametrize("rows", [0, 1, 37])
 def test_chunked_cross_entropy_equals_the_plain_one(monkeypatch, rows, z_loss):
-    monkeypatch.setattr(objective, "CHUNK_LOGITS", 16 * 50)  # 16 rows at a time
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", 16 * 50)  # 16 rows at a time
     random = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 8, generator=random, dtype=torch.float64) for n in (rows, 50))
     label = torch.randint(0, 50, (rows,), generator=random)
@@ -34,7 +35,7 @@ def test_chunked_cross_entropy_equals_the_plain_one(monkeypatch, rows, z_loss):
 
 
 def test_a_label_is_ranked_among_the_ids_of_its_own_range(monkeypatch):
-    monkeypatch.setattr(objective, "CHUNK_LOGITS", 32)
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", 32)
     random = torch.Generator().manual_seed(3)
     hidden, weight = torch.randn(41, 6, generator=random), torch.randn(13, 6, generator=random)
     label, ranges = torch.randint(13, (41,), generator=random), [(0, 4), (4, 5), (5, 13)]

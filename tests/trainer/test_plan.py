@@ -16,7 +16,7 @@ from motet.trainer.data.corpus import Corpus, Documents
 from motet.trainer.data.order import Order
 from motet.trainer.data.packed import Rows
 from motet.trainer.data.packing import best_fit
-from motet.trainer.data.shuffle import draw
+from motet.trainer.data.shuffle import draw, permuted
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +179,11 @@ def test_the_order_of_paths_means_nothing(documents, write_dataset):
 def test_seed_and_epoch_change_the_order(corpus):
     first, other = ([p[0] for chosen in Order(corpus, config(), 8, s).once() for p in pieces(chosen)] for s in (0, 1))
     assert first != other and sorted(first) == sorted(other)
-    order = Order(corpus, config(), 64, 0)
-    order = {}
+    order, drawn = Order(corpus, config(), 64, 0), {}
     for step in range(12):
         for document, *_, epoch in pieces(order.rows_of(step)):
-            order.setdefault(epoch, []).append(document)
-    assert order[0] != order[1]
+            drawn.setdefault(epoch, []).append(document)
+    assert drawn[0] != drawn[1]
 
 
 @settings(max_examples=10, deadline=None)
@@ -273,3 +272,49 @@ def test_fingerprint_tells_orders_apart(corpus, documents, write_dataset):
         Order(Corpus.open([write_dataset(documents[1:])]), config(), rows=8, seed=0),
     ]
     assert len({p.fingerprint(0) for p in [order, *others]}) == 6
+
+
+def test_later_windows_make_up_for_what_earlier_ones_over_or_undertook(corpus):
+    # Every document of these two sources is cut to 24 tokens; a window's share of speeches is 10 tokens more than a
+    # multiple of that, so that windows which forget what went before take 10 too few, each of them.
+    window = 256 * 24
+    share = (40 * 24 + 10) / window
+    weights = {"speeches": share, "prompts": 1 - share, "emoji": 0, "families": 0}
+    order = Order(corpus, config(sequence=24, weights=weights), rows=8, seed=0)
+    tokens = Counter()
+    for _, found in zip(range(60), order.windows(), strict=False):
+        for document, begin, end, *_ in found.packed.piece_P5.tolist():
+            tokens[corpus.sources[found.packed.documents.source_D[document]]] += end - begin
+        for source, total in tokens.items():
+            assert abs(total - weights[source] * tokens.total()) <= 24
+    assert tokens.total() > 50 * window
+
+
+def test_the_permutation_is_the_one_that_runs_began_with():
+    # Written down, because a run goes on with a later motet: another permutation is another ORDER_VERSION.
+    assert draw(0, 12, 12, 0, np.uint64(1)).tolist() == [3, 9, 11, 0, 7, 8, 1, 2, 5, 6, 4, 10]
+    assert draw(500, 508, 1000, 0, np.uint64(2**63 + 5)).tolist() == [544, 567, 67, 416, 555, 877, 375, 464]
+    assert draw(1020, 1028, 3000, 2, np.uint64(7)).tolist() == [452, 2678, 108, 2694, 2211, 2269, 2530, 2101]
+    assert [int(permuted(i, 2**40, np.uint64(9))) for i in range(2)] == [854946517129, 1043046551394]
+
+
+def test_whatever_changes_the_order_or_the_tokens_is_in_the_fingerprint(corpus):
+    changes = {
+        "sequence": 128,
+        "holdout": 0.1,
+        "weights": dict.fromkeys(corpus.sources, 1),
+        "modality_weights": {"text": 0.5, "image": 0.2, "speech": 0.3},
+        "caption_first": 0.4,
+        "guidance_dropout": 0.1,
+        "streams": {"speech": "delayed"},
+        "shuffle": 3,
+        "long": "split",
+    }
+    same = {"paths": ["elsewhere"], "max_lost": 0.5, "cache": "/elsewhere", "cache_gigabytes": 1, "edits": []}
+    assert {*changes, *same} == {*DataConfig.model_fields}
+
+    def fingerprint(**change) -> str:
+        return Order(corpus, config(**change), rows=8, seed=0).fingerprint(1)
+
+    assert {fingerprint(**{field: value}) for field, value in same.items()} == {fingerprint()}
+    assert len({fingerprint(), *(fingerprint(**{field: value}) for field, value in changes.items())}) == 10

@@ -28,7 +28,7 @@ from motet.trainer.vocabulary import Towers, Vocabulary
 PARALLEL = """
 import sys, torch.distributed as dist
 from motet.trainer.config import load
-from motet.trainer.train import train
+from motet.trainer.run.train import train
 config, out, meeting, rank = sys.argv[1:]
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
 train(load(config), out, int(rank), 2)

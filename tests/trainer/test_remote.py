@@ -9,11 +9,11 @@ import pytest
 from whole import everything
 
 from motet.core.errors import UserError
-from motet.pipeline.corpus import files
+from motet.pipeline import remote
 from motet.trainer.config import DataConfig
 from motet.trainer.data.collate import Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.fetched import Cache
+from motet.trainer.data.fetched import ChunkCache
 from motet.trainer.data.loader import Loader
 from motet.trainer.data.order import Cursor, Damage, Order
 from motet.trainer.data.records import LostBatches, Records
@@ -30,7 +30,7 @@ WEIGHTS = {
 
 def stream_of(path: str, cache: Path, cursor: str | None = None, **data) -> Loader:
     """A stream as a new process opens it."""
-    corpus = Corpus(Records.open([path], Cache(cache, 10**8)), "train", 0.05)
+    corpus = Corpus(Records.open([path], ChunkCache(cache, 10**8)), "train", 0.05)
     vocabulary = Vocabulary.of(corpus.tokenizers)
     order = Order(corpus, DataConfig(**{"paths": [path], "sequence": 64, "shuffle": 1, **data}), rows=50, seed=2)
     if cursor:
@@ -84,7 +84,7 @@ def test_a_network_that_breaks_for_good_stops_with_a_clear_word(faults, far, tmp
     loader = stream_of(far, tmp_path / "cache")
     faults.fault = lambda method, path, n: "reset"
     for what, opened in (("shards/", loader), ("", None)):
-        with pytest.raises(files.Unreachable, match=rf"tokens/{what}.*asked 8 times.*the same command goes on"):
+        with pytest.raises(remote.Unreachable, match=rf"tokens/{what}.*asked 8 times.*the same command goes on"):
             batch(opened or stream_of(far, tmp_path / "cache"), 0)
     faults.fault = lambda method, path, n: "expired"
     with pytest.raises(UserError, match="the store refuses"):
@@ -103,7 +103,7 @@ def test_pieces_are_fetched_once_a_cache(faults, far, tmp_path):
 def test_a_piece_damaged_in_the_cache_is_fetched_again(faults, far, dataset, tmp_path):
     expected = batch(stream_of(dataset, tmp_path / "none"), 0)
     assert batch(stream_of(far, tmp_path / "cache"), 0) == expected
-    for piece in (tmp_path / "cache/motet-pieces").iterdir():
+    for piece in (tmp_path / "cache/motet-chunks").iterdir():
         data = bytearray(piece.read_bytes())
         data[len(data) // 3] ^= 1
         piece.unlink()

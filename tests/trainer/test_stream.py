@@ -166,7 +166,7 @@ def test_dropped_captions_change_no_token_and_follow_the_document_over_ranks(cor
     documents = 0
     for step in range(6):
         kept, cut = (loader.micro_batches(step, micro_rows=8)[0] for loader in (whole, dropped))
-        assert all(torch.equal(getattr(kept, f), getattr(cut, f)) for f in ("ids_T", "order_T", "time_N", "noise_ND"))
+        assert all(torch.equal(getattr(kept, f), getattr(cut, f)) for f in ("ids_T", "place_T", "time_N", "noise_ND"))
         documents += int(cut.document_T.max() - kept.document_T.max())
         rows = {}
         for rank in range(4):

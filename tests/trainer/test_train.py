@@ -1,8 +1,10 @@
 """A run from its configuration to its folder: what it learns, what it writes, what it refuses."""
 
 import json
+import math
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,14 @@ from motet.core.errors import UserError
 from motet.pipeline.dataset.shard import DamagedShard
 from motet.trainer.config import load
 from motet.trainer.data.corpus import Corpus
+from motet.trainer.data.loader import heldout_loader
 from motet.trainer.data.order import Order
+from motet.trainer.objective.losses import losses
 from motet.trainer.run import metrics
 from motet.trainer.run.checkpoint import latest
 from motet.trainer.run.launch import launch
-from motet.trainer.run.optimizer import adamw, learning_rate
+from motet.trainer.run.optimizer import learning_rate
+from motet.trainer.run.state import Run
 from motet.trainer.run.train import train
 from motet.trainer.use.trained import Trained
 
@@ -207,17 +212,25 @@ def test_the_learning_rate_climbs_and_falls(train_config):
     assert {learning_rate(step, 20, constant) for step in range(4, 20)} == {1.0}
 
 
-def test_only_matrices_decay(train_config, tmp_path):
-    config = train_config(steps=1)
-    train(config, tmp_path / "run")
-    model = Trained.open(tmp_path / "run").model
-    decayed, kept = adamw(model, config.optimizer).param_groups
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    assert {names[id(w)].split(".")[-1] for w in decayed["params"]} == {"qkv", "out", "gate_up", "down", "weight"}
-    assert "head.weight" in {names[id(w)] for w in decayed["params"]}
-    assert all("norm" in names[id(w)] or names[id(w)] == "embedding.weight" for w in kept["params"])
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+def test_only_matrices_decay(train_config, dataset, tmp_path):
+    config = train_config(
+        data={"paths": [dataset]},
+        objective={"kind": "transfusion"},
+        model={"unet": {"patch": 2, "channels": [8, 16], "blocks": 1}, "experts": {"text": {"count": 2}}},
+    )
+    run = Run.open(config, tmp_path)
+    before = {name: weight.detach().clone() for name, weight in run.model.named_parameters()}
+    for weight in run.model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    run.optimizer.step()  # of a gradient of nought: what changes has decayed
+    own = {"embedding.weight", "norm", "patches.norm.weight", *(name for name in before if name.endswith("_norm"))}
+    for name, weight in run.model.named_parameters():
+        left = weight.detach()
+        if name in own or weight.dim() == 1:
+            assert torch.equal(left, before[name]), name
+        else:
+            assert torch.allclose(left, before[name] * (1 - 3e-3 * 0.1), rtol=1e-6), name
+    assert {"head.weight", "blocks.1.router", "patches.project_in.weight"} <= before.keys() - own
 
 
 def test_the_curves_are_a_picture(train_config, tmp_path):
@@ -232,3 +245,72 @@ def test_bfloat16_products(train_config, tmp_path):
     for a, b in zip(rows_of(tmp_path / "bf16"), rows_of(tmp_path / "float32"), strict=True):
         assert a["loss"] != b["loss"] and a["loss"] == pytest.approx(b["loss"], rel=0.02)
     assert all(w.dtype is torch.float32 for w in Trained.open(tmp_path / "bf16").model.parameters())
+
+
+def test_steps_are_those_of_adamw_written_out(train_config, tmp_path):
+    """The rate of each step, the gradient of that step alone, clipped as a whole, and Adam's moments."""
+    settings = {"lr": 0.02, "betas": [0.9, 0.95], "warmup": 2, "weight_decay": 0.5, "clip": 0.2, "final": 0.1}
+    config = train_config(steps=4, checkpoint_every=100, optimizer=settings)
+    plain = Run.open(config, tmp_path / "plain")
+    weights = {name: weight.data for name, weight in plain.model.named_parameters()}
+    moments = {name: [torch.zeros_like(weight), torch.zeros_like(weight)] for name, weight in weights.items()}
+    norms = []
+    for step, rate in enumerate((0.02 / 3, 0.04 / 3, 0.02, 0.002)):
+        plain.model.zero_grad()
+        for batch in plain.loader.micro_batches(step, micro_rows=2):
+            losses(plain.model, batch, config.objective, plain.loader.view(step, micro_rows=2).counts).total.backward()
+        gradient = {name: weight.grad for name, weight in plain.model.named_parameters()}
+        norms.append(math.sqrt(sum(float(each.double().square().sum()) for each in gradient.values())))
+        for name, weight in weights.items():
+            first, second = moments[name]
+            clipped = gradient[name] * (0.2 / norms[-1])
+            first += 0.1 * (clipped - first)
+            second += 0.05 * (clipped**2 - second)
+            if weight.dim() > 1 and "norm" not in name and name != "embedding.weight":
+                weight -= rate * 0.5 * weight
+            corrected = (second / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8
+            weight -= rate * first / (1 - 0.9 ** (step + 1)) / corrected
+    assert min(norms) > 0.3  # every step is clipped
+    train(config, tmp_path / "run")
+    assert [row["grad_norm"] for row in rows_of(tmp_path / "run")] == pytest.approx(norms, rel=1e-3)
+    for name, weight in Trained.open(tmp_path / "run").model.named_parameters():
+        assert torch.allclose(weight, weights[name], rtol=0, atol=2e-4), name
+
+
+def test_held_out_losses_are_of_the_first_held_out_rows(train_config, tmp_path):
+    config = train_config(steps=4, evaluate_every=2, evaluate_rows=3, checkpoint_every=2)
+    train(config, tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    assert [row["step"] for row in rows if "heldout" in row] == [1, 3]
+    for done in (2, 4):
+        trained = Trained.open(tmp_path / "run" / "checkpoints" / f"step-{done:06d}")
+        unseen = Corpus.open(config.data.paths, "heldout", config.data.holdout)
+        loader = heldout_loader(unseen, trained.vocabulary, trained.towers, config.data, 1000)
+        nats, labels = Counter(), Counter()
+        with torch.no_grad():
+            for batch in loader.once(1, 3):
+                found = losses(trained.model, batch, config.objective, {})
+                nats.update({name: float(each) for name, each in found.sums.items()})
+                labels.update({name: int(each) for name, each in found.counts.items()})
+        assert rows[done - 1]["heldout"].keys() == {"text", "speech"} == nats.keys()
+        for name, loss in rows[done - 1]["heldout"].items():
+            assert loss == pytest.approx(nats[name] / labels[name], rel=1e-5)
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_they_lead_to(train_config, tmp_path, monkeypatch):
+    synced, named, fsync, replace = [0], [], os.fsync, os.replace
+
+    def sync(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("/metrics.jsonl"):
+            synced.append(len(rows_of(tmp_path / "run")))
+        fsync(descriptor)
+
+    def renamed(old, new, **options):
+        if Path(new).name.startswith("step-") and Path(new).suffix != ".partial":
+            named.append((Path(new).name, synced[-1]))
+        replace(old, new, **options)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", renamed)
+    train(train_config(steps=5, checkpoint_every=2), tmp_path / "run")
+    assert named == [("step-000002", 2), ("step-000004", 4), ("step-000005", 5)]

@@ -8,7 +8,7 @@ import pytest
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.manifest import Manifest
-from motet.trainer.data import order as order
+from motet.trainer.data import order
 from motet.trainer.data.loader import Loader
 from motet.trainer.data.records import LostBatches
 from motet.trainer.run import metrics
@@ -21,7 +21,7 @@ from motet.trainer.use.why import why
 
 def test_the_samples_of_a_step_are_those_that_it_was_given(train_config, tmp_path, monkeypatch):
     given: dict[int, list[tuple]] = {}
-    read = Loader.micro_batches
+    read = Loader.view
 
     def noted(self: Loader, step: int, *arguments):
         chosen = self.order.rows_of(step)
@@ -29,7 +29,7 @@ def test_the_samples_of_a_step_are_those_that_it_was_given(train_config, tmp_pat
         given[step] = [(r, ids[p.document].tobytes().hex(), *p[1:]) for r, row in enumerate(chosen.rows) for p in row]
         return read(self, step, *arguments)
 
-    monkeypatch.setattr(Loader, "micro_batches", noted)
+    monkeypatch.setattr(Loader, "view", noted)
     config = train_config(
         steps=90,
         rows=8,

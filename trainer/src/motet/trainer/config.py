@@ -61,7 +61,7 @@ class DataConfig(Settings):
             what is read at a time small, where shards are far away.
         long: what becomes of documents longer than a row: cut off, or split over several rows.
         max_lost: share of documents that may be damaged or missing before training stops; others take their place.
-        cache, cache_gigabytes: folder for pieces of remote datasets, and the most that they take there.
+        cache, cache_gigabytes: folder for chunks of remote datasets, and the most that they take there.
     """
 
     paths: list[str] = Field(min_length=1)

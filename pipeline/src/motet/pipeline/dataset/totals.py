@@ -113,18 +113,15 @@ class Totals:
 class _Sum:
     """A histogram that others are added to."""
 
-    def __init__(self, counts: Mapping[int, int] | None = None) -> None:
+    def __init__(self) -> None:
         self.dense, self.long = np.zeros(DENSE, np.int64), dict[int, int]()
-        if counts:
-            keys = np.array(sorted(counts), np.int64)
-            self.add((keys, np.array([counts[k] for k in keys.tolist()], np.int64)))
 
-    def add(self, other: Histogram, sign: int = 1) -> None:
+    def add(self, other: Histogram) -> None:
         lengths, counts = other
         cut = int(np.searchsorted(lengths, DENSE))
-        self.dense[lengths[:cut]] += sign * counts[:cut]
+        self.dense[lengths[:cut]] += counts[:cut]
         for length, count in zip(lengths[cut:].tolist(), counts[cut:].tolist(), strict=True):
-            self.long[length] = self.long.get(length, 0) + sign * count
+            self.long[length] = self.long.get(length, 0) + count
 
     def counts(self) -> dict[int, int]:
         keys = np.flatnonzero(self.dense)
@@ -136,45 +133,23 @@ class _Sum:
 class Sums:
     """Histograms of a whole dataset, as the manifest holds them: lengths by source, codebooks once.
 
-    Start empty or from a manifest's (`Sums.of`), then `add` the totals of each partition that it does not name yet and
-    `remove` those of each that went.
+    They start empty; `add` takes the totals of each partition.
     """
 
     _lengths: dict[str, _Sum] = field(default_factory=dict)
     _spans: dict[str, dict[str, _Sum]] = field(default_factory=dict)
     _codebooks: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        lengths: Mapping[str, Mapping[int, int]],
-        span_lengths: Mapping[str, Mapping[str, Mapping[int, int]]],
-        codebooks: Mapping[str, list[list[int]]],
-    ) -> Sums:
-        """From those of a manifest."""
-        return cls(
-            {source: _Sum(counts) for source, counts in lengths.items()},
-            {source: {m: _Sum(h) for m, h in by.items()} for source, by in span_lengths.items()},
-            {m: [np.array(book, np.int64) for book in books] for m, books in codebooks.items()},
-        )
-
-    def add(self, source: str, totals: Totals, sign: int = 1) -> None:
+    def add(self, source: str, totals: Totals) -> None:
         """Of one partition of `source`; ValueError if its codebooks have other sizes."""
         if len(totals.lengths[0]):
-            self._lengths.setdefault(source, _Sum()).add(totals.lengths, sign)
+            self._lengths.setdefault(source, _Sum()).add(totals.lengths)
         for modality, lengths in totals.span_lengths.items():
-            self._spans.setdefault(source, {}).setdefault(modality, _Sum()).add(lengths, sign)
+            self._spans.setdefault(source, {}).setdefault(modality, _Sum()).add(lengths)
         for modality, books in totals.codebooks.items():
             known = self._codebooks.setdefault(modality, [np.zeros(len(book), np.int64) for book in books])
             for total, book in zip(known, books, strict=True):
-                if sign > 0:
-                    total += book
-                else:
-                    total -= book
-
-    def remove(self, source: str, totals: Totals) -> None:
-        """Take back what was added."""
-        self.add(source, totals, -1)
+                total += book
 
     @property
     def lengths(self) -> dict[str, dict[int, int]]:

@@ -22,12 +22,12 @@ import numpy as np
 from motet.core.errors import UserError
 from motet.tokenizers.contract import TokenizerSpec
 
-EVERY, EXTRA = range(2)
-"""Columns of the table: stored codes to a token, tokens beyond that. Flat is (1, 0), first (K, 0), delayed (K, K - 1)."""
-
 
 def table(tokenizers: Mapping[str, TokenizerSpec], modalities: Sequence[str], streams: Mapping[str, str]) -> np.ndarray:
-    """int64 [M, 2]; UserError for a stream of a modality that the data has not, or has as latents."""
+    """int64 [M, 2]: stored codes to a token, and tokens beyond that: flat (1, 0), first (K, 0), delayed (K, K - 1).
+
+    UserError for a stream of a modality that the data has not, or has as latents.
+    """
     for modality, kind in streams.items():
         if not (modality in tokenizers and tokenizers[modality].codebooks):
             known = ", ".join(m for m in modalities if m in tokenizers and tokenizers[m].codebooks)

@@ -1,13 +1,13 @@
-"""The local cache of pieces of remote shards: a bounded folder of files that any number of threads and processes share.
+"""The local cache of chunks of remote shards: a bounded folder of files that any number of threads and processes share.
 
-    get(key) --there--> FOLDER/motet-pieces/KEY.piece, memory-mapped; its time tells when it was last used
-             --not----> `fetch` --> a file without a name --linked as--> KEY.piece, memory-mapped
-    as soon as too much was added without looking: a look at the folder --> the least recently used pieces go
+    get(key) --there--> FOLDER/motet-chunks/KEY.chunk, memory-mapped; its time tells when it was last used
+             --not----> `fetch` --> a file without a name --linked as--> KEY.chunk, memory-mapped
+    as soon as too much was added without looking: a look at the folder --> the least recently used chunks go
 
-A piece appears whole or not at all, and whoever is killed leaves nothing: a file without a name goes with its process
-(where a file system has none, a temporary name is evicted like a piece, or when it is an hour old). No process waits for
+A chunk appears whole or not at all, and whoever is killed leaves nothing: a file without a name goes with its process
+(where a file system has none, a temporary name is evicted like a chunk, or when it is an hour old). No process waits for
 another: each adds first and looks then, so the last look sees all. A look leaves 7/8 of the limit; the last 1/8 is what
-32 processes may add unseen. A mapped piece outlives its file. The reader checks the bytes, and calls `drop`.
+32 processes may add unseen. A mapped chunk outlives its file. The reader checks the bytes, and calls `drop`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import pyarrow as pa
 
 from motet.core.errors import UserError
 
-FOLDER = "motet-pieces"
+FOLDER = "motet-chunks"
 KEY = r"[0-9A-Za-z_-]{1,128}"
-OURS = re.compile(KEY + r"\.(piece|[0-9a-f]{32}\.partial)")  # nothing else is ever removed
+OURS = re.compile(KEY + r"\.(chunk|[0-9a-f]{32}\.partial)")  # nothing else is ever removed
 HOUR = 3600 * 10**9
 FULL = (errno.ENOSPC, errno.EDQUOT)
 O_TMPFILE = getattr(os, "O_TMPFILE", 0)  # with 0, opening fails as on a file system that has none
@@ -38,8 +38,8 @@ O_TMPFILE = getattr(os, "O_TMPFILE", 0)  # with 0, opening fails as on a file sy
 log = logging.getLogger(__name__)
 
 
-class Cache:
-    """Pieces by key in a folder, at most `limit` bytes; made at first use. UserError if it cannot be one."""
+class ChunkCache:
+    """Chunks by key in a folder, at most `limit` bytes; made at first use. UserError if it cannot be one."""
 
     def __init__(self, folder: Path, limit: int):
         if limit < 0:
@@ -53,20 +53,20 @@ class Cache:
         self._told = False
 
     def get(self, key: str, fetch: Callable[[], bytes]) -> pa.Buffer:
-        """The piece's bytes, memory-mapped; `fetch` is called where they are not there yet, and its errors pass."""
-        piece = self._read(key)
-        data = b"" if piece else fetch()
+        """The chunk's bytes, memory-mapped; `fetch` is called where they are not there yet, and its errors pass."""
+        chunk = self._read(key)
+        data = b"" if chunk else fetch()
         try:
             self._bound(self._store(key, data))
         except OSError as error:
             if not self._told:
-                why = f"{self._folder}: the cache cannot be written ({error.strerror}), so pieces are fetched each time"
+                why = f"{self._folder}: the cache cannot be written ({error.strerror}), so chunks are fetched each time"
                 log.warning("%s; free space there, or choose another folder", why)
             self._told = True
-        return piece or self._read(key) or pa.py_buffer(data)
+        return chunk or self._read(key) or pa.py_buffer(data)
 
     def drop(self, key: str) -> None:
-        """Forget a piece, because its bytes turned out damaged; the next get fetches again."""
+        """Forget a chunk, because its bytes turned out damaged; the next get fetches again."""
         with suppress(OSError), self._opened() as folder:
             os.unlink(_name(key), dir_fd=folder)
 
@@ -74,17 +74,17 @@ class Cache:
         path = self._folder / _name(key)
         try:
             with pa.memory_map(str(path)) as file:
-                piece = file.read_buffer()  # stays mapped when the file is closed or unlinked
+                chunk = file.read_buffer()  # stays mapped when the file is closed or unlinked
         except OSError:
             return None
-        if not piece:
+        if not chunk:
             self.drop(key)  # somebody truncated it
         with suppress(OSError):  # the folder may be one that can only be read
             os.utime(path, ns=_now(), follow_symlinks=False)
-        return piece
+        return chunk
 
     def _store(self, key: str, data: bytes) -> int:
-        """Keep a piece if the limit allows; the bytes added."""
+        """Keep a chunk if the limit allows; the bytes added."""
         if not 0 < len(data) <= self._kept:
             return 0
         with self._opened() as folder:
@@ -135,8 +135,8 @@ class Cache:
 
 def _name(key: str) -> str:
     if not re.fullmatch(KEY, key):
-        raise ValueError(f"{key!r} cannot be a piece's key; use letters, digits, - and _")
-    return f"{key}.piece"
+        raise ValueError(f"{key!r} cannot be a chunk's key; use letters, digits, - and _")
+    return f"{key}.chunk"
 
 
 def _now() -> tuple[int, int]:

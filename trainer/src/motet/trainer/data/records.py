@@ -1,7 +1,7 @@
 """Record batches of token datasets: which documents they hold, and their bytes, checked when they are first touched.
 
     indexes --`Records.open`--> rows, places, hashes of every record batch (mapped) --`touch`--> addresses of its columns
-    bytes of a record batch: a mapped shard of a folder, or a piece of a remote one, through the cache
+    bytes of a record batch: a mapped shard of a folder, or a chunk of a remote one, fetched through the cache
 
 Nothing is read but the index until a document is asked for, so that opening takes no longer for 10^9 documents than for
 10^3. A record batch's message is hashed before it is parsed; its columns stay where they are mapped, known by their
@@ -32,16 +32,16 @@ from motet.pipeline.dataset.store import Folder
 from motet.pipeline.remote import ranged
 from motet.tokenizers.contract import TokenizerSpec
 from motet.trainer.data import codebooks, columns
-from motet.trainer.data.fetched import Cache
+from motet.trainer.data.fetched import ChunkCache
 from motet.trainer.vocabulary import TEXT
 
 if TYPE_CHECKING:
     from motet.trainer.config import DataConfig
 
 FETCHES = 32
-"""Pieces of remote shards that are fetched at a time."""
+"""Chunks of remote shards that are fetched at a time."""
 HELD = 1024
-"""Pieces of remote shards that stay mapped between reads."""
+"""Chunks of remote shards that stay mapped between reads."""
 
 
 class Lost(NamedTuple):
@@ -114,7 +114,7 @@ class Records:
         self,
         indexes: Sequence[Index],
         paths: Sequence[str],
-        cache: Cache | None = None,
+        cache: ChunkCache | None = None,
         streams: Mapping[str, str] | None = None,
     ):
         self.tokenizers = _agreed(indexes)
@@ -165,11 +165,11 @@ class Records:
         self._address_KC = np.zeros((first, columns.COLUMNS), np.int64)  # pages that nobody writes take no memory
         self._mapped: dict[tuple[int, int], pa.Buffer] = {}
         self._remote_P = np.array([not isinstance(part.index.store, Folder) for part in parts])
-        self._cache, self._pieces, self._lock = cache, OrderedDict[int, pa.Buffer](), Lock()
+        self._cache, self._chunks, self._lock = cache, OrderedDict[int, pa.Buffer](), Lock()
 
     @classmethod
     def open(
-        cls, paths: Sequence[str], cache: Cache | None = None, streams: Mapping[str, str] | None = None
+        cls, paths: Sequence[str], cache: ChunkCache | None = None, streams: Mapping[str, str] | None = None
     ) -> Records:
         """The record batches of the token datasets at `paths`; UserError if a remote one has no `cache`."""
         return cls([Index.open(path) for path in paths], paths, cache, streams)
@@ -177,7 +177,7 @@ class Records:
     @classmethod
     def of(cls, data: DataConfig, paths: Sequence[str]) -> Records:
         """The record batches of the datasets at `paths`, through the cache and as the streams that a configuration names."""
-        return cls.open(paths, Cache(Path(data.cache).expanduser(), int(data.cache_gigabytes * 1e9)), data.streams)
+        return cls.open(paths, ChunkCache(Path(data.cache).expanduser(), int(data.cache_gigabytes * 1e9)), data.streams)
 
     @property
     def latent(self) -> int:
@@ -223,10 +223,10 @@ class Records:
         while True:
             with self._lock:
                 address_BC = self._address_KC[touched_B]
-                held = [self._pieces[k] for k in far_B if k in self._pieces]
+                held = [self._chunks[k] for k in far_B if k in self._chunks]
                 for k in far_B:
-                    if k in self._pieces:
-                        self._pieces.move_to_end(k)
+                    if k in self._chunks:
+                        self._chunks.move_to_end(k)
                 missing_B = address_BC[:, columns.ID] == 0
                 if not missing_B.any():
                     self._let_go()
@@ -234,8 +234,8 @@ class Records:
             self._read(touched_B[missing_B].tolist(), part_B[missing_B].tolist())
 
     def _let_go(self) -> None:
-        while len(self._pieces) > HELD:
-            k, _ = self._pieces.popitem(last=False)
+        while len(self._chunks) > HELD:
+            k, _ = self._chunks.popitem(last=False)
             self._address_KC[k] = 0
 
     def _read(self, numbers: list[int], parts: list[int]) -> None:
@@ -262,11 +262,11 @@ class Records:
             raise LostBatches(sorted(set(lost)))
 
     def _fetch(self, k: int, part: Part) -> None:
-        """Map a piece of a remote shard; one that is damaged in the cache or on its way is fetched once more."""
+        """Map a chunk of a remote shard; one that is damaged in the cache or on its way is fetched once more."""
         index, at = part.index, int(self._place_K[k])
         cache = self._cache
         if cache is None:
-            raise UserError(f"data.paths: {index.store}: a remote dataset needs data.cache, a folder for pieces of it")
+            raise UserError(f"data.paths: {index.store}: a remote dataset needs data.cache, a folder for chunks of it")
         begin, end, digest = int(index.begin_K[at]), int(index.end_K[at]), int(index.hash_K[at])
         file = f"{index.store}/{index.file_F[int(index.shard_K[at])].as_py()}"
         key = f"{digest:016x}-{end - begin:x}"
@@ -326,7 +326,7 @@ class Records:
         with self._lock:
             self._address_KC[k] = column_C
             if not isinstance(index.store, Folder):
-                self._pieces[k] = message
+                self._chunks[k] = message
 
     def _lost(self, at: int, part: Part, what: str) -> Lost:
         index = part.index

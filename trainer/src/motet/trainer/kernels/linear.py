@@ -3,8 +3,8 @@
     x_TK, weight_GKN, offsets_G --`rows_times`-------> y_TN           forward: weight_GOI transposed; dX: as it is
     dy_TO, x_TI, offsets_G      --`weight_gradient`--> dweight_GOI    zero for a group without rows
 
-A program works out one tile of the result. In the first kernel it finds the piece of rows that is its own on the device
-(`rows.piece`), so that neither the launch nor any shape depends on the split; tiles never straddle two groups. Neighbours
+A program works out one tile of the result. In the first kernel it finds the strip of rows that is its own on the device
+(`rows.strip`), so that neither the launch nor any shape depends on the split; tiles never straddle two groups. Neighbours
 in launch order share rows or columns, which the L2 cache then holds. Sums are float32 and always added in the same order.
 
 Letters: T rows, G groups, K summed over, N columns of the result, O and I features of a weight.
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.testing import do_bench
 
-from motet.trainer.kernels.rows import INTERPRETED, most_pieces, piece, pieces_before
+from motet.trainer.kernels.rows import INTERPRETED, most_strips, strip, strips_before
 
 SHARED = 227 << 10
 """Bytes of shared memory that a program can have on Hopper."""
@@ -74,11 +74,11 @@ def rows_kernel(
 ):  # fmt: skip
     """One ROWS x COLUMNS tile of y; rows that belong to no group become zero."""
     across = tl.cdiv(N, COLUMNS)
-    down = pieces_before(G + 1, offsets_ptr, G, T, ROWS)
+    down = strips_before(G + 1, offsets_ptr, G, T, ROWS)
     band = tl.program_id(0) // (BAND * across)
     inside = tl.program_id(0) % (BAND * across)
     high = tl.maximum(tl.minimum(down - band * BAND, BAND), 1)
-    group, first, end = piece(band * BAND + inside % high, offsets_ptr, G, T, ROWS)
+    group, first, end = strip(band * BAND + inside % high, offsets_ptr, G, T, ROWS)
     row_R = first + tl.arange(0, ROWS)
     column_N = inside // high * COLUMNS + tl.arange(0, COLUMNS)
     deep_K = tl.arange(0, DEPTH)
@@ -147,7 +147,7 @@ def rows_times(x_TK: Tensor, weight_GKN: Tensor, offsets_G: Tensor) -> Tensor:
     _, stride_k, stride_n = weight_GKN.stride()
 
     def grid(tile: dict[str, int]) -> tuple[int]:
-        return (most_pieces(T, G, tile["ROWS"]) * triton.cdiv(N, tile["COLUMNS"]),)
+        return (most_strips(T, G, tile["ROWS"]) * triton.cdiv(N, tile["COLUMNS"]),)
 
     with torch.cuda.device_of(x_TK):
         rows_kernel[grid](x_TK, weight_GKN, y_TN, offsets_G, T, G, N, K, stride_n, stride_k)

@@ -3,10 +3,10 @@
     x, gain_GJC, offsets_G --`grouped_rms_norm`--> y = x / rms(x) * gain[group of the row]        (+ residual)
 
 The last axis is normalised. One pass forward, one backward; kept are the input and one number per vector. Gains' gradients
-are summed over pieces of rows that lie in one group, then over the pieces in a fixed order (`rows.sum_by_group`): the same
+are summed over strips of rows that lie in one group, then over the strips in a fixed order (`rows.sum_by_group`): the same
 batch gives the same bits. All arithmetic is float32; only results are rounded. Rows of no group become the residual, or zero.
 
-Letters: T rows, G groups, J heads (one where x is [T, C]), C width of a vector, P pieces.
+Letters: T rows, G groups, J heads (one where x is [T, C]), C width of a vector, P strips.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from motet.trainer.kernels.rows import group_of, most_pieces, piece, sum_by_group
+from motet.trainer.kernels.rows import group_of, most_strips, strip, sum_by_group
 
 
 @triton.jit(do_not_specialize=["T", "G"])
@@ -49,12 +49,12 @@ def norm_kernel(
 @triton.jit(do_not_specialize=["T", "G"])
 def norm_backward_kernel(
     grad_ptr, x_ptr, gain_ptr, rstd_ptr, dx_ptr, partial_ptr, offsets_ptr, T, G, J, C, stride_t,
-    PIECE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    STRIP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One head of a piece of rows of one group, ROWS at a time; leaves the piece's share of the gain's gradient."""
+    """One head of a strip of rows of one group, ROWS at a time; leaves the strip's share of the gain's gradient."""
     head = tl.program_id(1)
-    group, first, end = piece(tl.program_id(0), offsets_ptr, G, T, PIECE)
-    end = tl.minimum(end, first + PIECE)
+    group, first, end = strip(tl.program_id(0), offsets_ptr, G, T, STRIP)
+    end = tl.minimum(end, first + STRIP)
     column_C = tl.arange(0, WIDTH)
     here_C = column_C < C
     gain_C = tl.load(gain_ptr + (group * J + head) * C + column_C, mask=here_C & (group < G), other=0.0).to(tl.float32)
@@ -116,8 +116,8 @@ class _GroupedRMSNorm(torch.autograd.Function):
         grad = grads[0].contiguous()
         G, (T, J), C = len(offsets_G), rstd_TJ.shape, x.shape[-1]
         rows, width, warps = _block(C)
-        length = _piece_rows(T)
-        P = most_pieces(T, G, length)
+        length = _strip_rows(T)
+        P = most_strips(T, G, length)
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         partial_PN = torch.empty(P, J * C, dtype=torch.float32, device=x.device)
         with torch.cuda.device_of(x):
@@ -142,6 +142,6 @@ def _block(C: int) -> tuple[int, int, int]:
     return rows, width, 4 if rows * width <= 2048 else 8 if rows * width <= 8192 else 16
 
 
-def _piece_rows(T: int) -> int:
-    """Rows per piece: about a thousand pieces, which fills a GPU and keeps their sums small."""
+def _strip_rows(T: int) -> int:
+    """Rows per strip: about a thousand strips, which fills a GPU and keeps their sums small."""
     return max(16, min(128, triton.next_power_of_2(T // 1024 or 1)))

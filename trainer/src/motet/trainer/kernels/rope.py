@@ -5,13 +5,13 @@
 A query or key vector is divided by its root mean square and multiplied by its tower's gain (if there are gains), then
 component i and i + C/2 turn by the row's angle (`model.rotary`); values only move. Row t of the input becomes row
 `place_T[t]` of the outputs. The backward pass goes the same way back, again in one pass, and leaves the gains' gradients
-as one sum per piece of rows, added up in a fixed order. Arithmetic is float32; only results are rounded, to the input's
+as one sum per strip of rows, added up in a fixed order. Arithmetic is float32; only results are rounded, to the input's
 type.
 
 The attention's result goes back into grouped order by `model.attention.restored`: a gather of whole rows is all there is to
 do, and torch's `index_select` does that at the speed of memory.
 
-Letters: T rows, J = H + 2K heads, H query heads, K key heads and as many value heads, C width of a head, G towers, P pieces.
+Letters: T rows, J = H + 2K heads, H query heads, K key heads and as many value heads, C width of a head, G towers, P strips.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from motet.trainer.kernels.rows import group_of, most_pieces, piece, sum_by_group
+from motet.trainer.kernels.rows import group_of, most_strips, strip, sum_by_group
 
-PIECE = 16
+STRIP = 16
 """Rows of one program of the backward pass."""
 
 
@@ -126,17 +126,17 @@ def rope_kernel(
 @triton.jit(do_not_specialize=["T", "G"])
 def rope_backward_kernel(
     dq_ptr, dk_ptr, dv_ptr, qkv_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, place_ptr, dqkv_ptr, partial_ptr,
-    offsets_ptr, T, G, H, K, C, eps, NORM: tl.constexpr, MOVE: tl.constexpr, PIECE: tl.constexpr,
+    offsets_ptr, T, G, H, K, C, eps, NORM: tl.constexpr, MOVE: tl.constexpr, STRIP: tl.constexpr,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """A piece of rows of one group, row by row; leaves the piece's share of both gains' gradients."""
-    group, first, end = piece(tl.program_id(0), offsets_ptr, G, T, PIECE)
+    """A strip of rows of one group, row by row; leaves the strip's share of both gains' gradients."""
+    group, first, end = strip(tl.program_id(0), offsets_ptr, G, T, STRIP)
     group = tl.minimum(group, G - 1)
     half_C = tl.arange(0, HALF)
     in_C = half_C < C // 2
     q_a, q_b = tl.zeros((HALF,), tl.float32), tl.zeros((HALF,), tl.float32)
     k_a, k_b = tl.zeros((HALF,), tl.float32), tl.zeros((HALF,), tl.float32)
-    for at in range(first, tl.minimum(end, first + PIECE)):
+    for at in range(first, tl.minimum(end, first + STRIP)):
         row = tl.cast(at, tl.int64)
         place = tl.load(place_ptr + row).to(tl.int64) if MOVE else row
         cos_C = tl.load(cos_ptr + row * (C // 2) + half_C, mask=in_C, other=0.0).to(tl.float32)
@@ -229,17 +229,17 @@ class _QKNormRope(torch.autograd.Function):
         dq_THC, dk_TKC, dv_TKC = (grad.contiguous() for grad in grads)
         K, eps, norm, move = ctx.constants
         G, (T, J, C) = len(offsets_G), qkv_TJC.shape
-        H, P = J - 2 * K, most_pieces(T, G, PIECE)
+        H, P = J - 2 * K, most_strips(T, G, STRIP)
         dqkv_TJC = torch.empty_like(qkv_TJC)
         partial_PN = torch.empty(P, 2 * C if norm else 0, dtype=torch.float32, device=qkv_TJC.device)
         with torch.cuda.device_of(qkv_TJC):
             rope_backward_kernel[P,](
                 dq_THC, dk_TKC, dv_TKC, qkv_TJC, q_gain_GC, k_gain_GC, cos_TC, sin_TC, place_T, dqkv_TJC, partial_PN,
-                offsets_G, T, G, H, K, C, eps, norm, move, PIECE, *_blocks(H, K, C), num_warps=_warps(H),
+                offsets_G, T, G, H, K, C, eps, norm, move, STRIP, *_blocks(H, K, C), num_warps=_warps(H),
             )  # fmt: skip
             dgains: tuple[Tensor | None, Tensor | None] = (None, None)
             if norm:
-                sum_GN = sum_by_group(partial_PN, offsets_G, T, PIECE)
+                sum_GN = sum_by_group(partial_PN, offsets_G, T, STRIP)
                 dgains = sum_GN[:, :C].to(q_gain_GC.dtype), sum_GN[:, C:].to(k_gain_GC.dtype)
         return dqkv_TJC, None, *dgains, None, None, None, None, None
 

@@ -1,14 +1,14 @@
 """Which group a row belongs to, found on the device: what all kernels share.
 
     offsets_G --`group_of`--> the group of each row
-              --`piece`-----> the n-th run of at most ROWS rows that lie in one group: the work of one program
-    partial sums, one per piece --`sum_by_group`--> one sum per group, always added in the same order
+              --`strip`-----> the n-th run of at most ROWS rows that lie in one group: the work of one program
+    partial sums, one per strip --`sum_by_group`--> one sum per group, always added in the same order
 
 `offsets_G` holds the running ends of the groups. Groups may be empty, and end where they like. Rows past the last end
-belong to no group; kernels give them the number G and write zeros. How many pieces there can be, `most_pieces`, is known
-without reading the offsets, so the host launches that many programs and those without a piece have nothing to do.
+belong to no group; kernels give them the number G and write zeros. How many strips there can be, `most_strips`, is known
+without reading the offsets, so the host launches that many programs and those without a strip have nothing to do.
 
-Letters: T rows, G groups, P pieces, N columns.
+Letters: T rows, G groups, P strips, N columns.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 SUM_WIDTH, SUM_DEPTH = 64, 32
 
 
-def most_pieces(T: int, G: int, rows: int) -> int:
-    """The largest number of pieces into which T rows can fall: each group, and the rows of none, may end in a short one."""
+def most_strips(T: int, G: int, rows: int) -> int:
+    """The largest number of strips into which T rows can fall: each group, and the rows of none, may end in a short one."""
     return T // rows + G + 1
 
 
@@ -39,10 +39,10 @@ def group_of(row, offsets_ptr, G):
 
 
 @triton.jit
-def piece(n, offsets_ptr, G, T, ROWS: tl.constexpr):
-    """(group, first row, end of the group's rows) of the n-th piece; the end is 0 if there is no such piece.
+def strip(n, offsets_ptr, G, T, ROWS: tl.constexpr):
+    """(group, first row, end of the group's rows) of the n-th strip; the end is 0 if there is no such strip.
 
-    The pieces of group G are the rows that belong to none.
+    The strips of group G are the rows that belong to none.
     """
     group, first, end = n * 0 + G, n * 0, n * 0
     begin, before = n * 0, n * 0
@@ -59,8 +59,8 @@ def piece(n, offsets_ptr, G, T, ROWS: tl.constexpr):
 
 
 @triton.jit
-def pieces_before(group, offsets_ptr, G, T, ROWS: tl.constexpr):
-    """How many pieces lie before those of `group`; with G + 1, how many there are."""
+def strips_before(group, offsets_ptr, G, T, ROWS: tl.constexpr):
+    """How many strips lie before those of `group`; with G + 1, how many there are."""
     begin, before = group * 0, group * 0
     for g in range(group):
         stop = tl.load(offsets_ptr + g, mask=g < G, other=T)
@@ -70,27 +70,27 @@ def pieces_before(group, offsets_ptr, G, T, ROWS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["G", "T"])
-def sum_pieces(
+def sum_strips(
     partial_ptr, sum_ptr, offsets_ptr, G, T, N, ROWS: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr
 ):
     """One program adds up one group's partial sums in WIDTH columns."""
     group = tl.program_id(0)
     column_N = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    first = pieces_before(group, offsets_ptr, G, T, ROWS)
-    stop = pieces_before(group + 1, offsets_ptr, G, T, ROWS)
+    first = strips_before(group, offsets_ptr, G, T, ROWS)
+    stop = strips_before(group + 1, offsets_ptr, G, T, ROWS)
     sum_N = tl.zeros((WIDTH,), tl.float32)
     for at in range(first, stop, DEPTH):
-        piece_P = at + tl.arange(0, DEPTH)
-        here = (piece_P < stop)[:, None] & (column_N < N)[None, :]
-        part_PN = tl.load(partial_ptr + piece_P.to(tl.int64)[:, None] * N + column_N[None, :], mask=here, other=0.0)
+        strip_P = at + tl.arange(0, DEPTH)
+        here = (strip_P < stop)[:, None] & (column_N < N)[None, :]
+        part_PN = tl.load(partial_ptr + strip_P.to(tl.int64)[:, None] * N + column_N[None, :], mask=here, other=0.0)
         sum_N += tl.sum(part_PN, 0)
     tl.store(sum_ptr + group * N + column_N, sum_N, mask=column_N < N)
 
 
 def sum_by_group(partial_PN: Tensor, offsets_G: Tensor, T: int, rows: int) -> Tensor:
-    """[G, N] float32: for each group the sum over its pieces of at most `rows` rows; zero where it has none."""
+    """[G, N] float32: for each group the sum over its strips of at most `rows` rows; zero where it has none."""
     G, N = len(offsets_G), partial_PN.shape[1]
     sum_GN = torch.empty(G, N, dtype=torch.float32, device=partial_PN.device)
     grid = (G, triton.cdiv(N, SUM_WIDTH))
-    sum_pieces[grid](partial_PN, sum_GN, offsets_G, G, T, N, rows, SUM_WIDTH, SUM_DEPTH)
+    sum_strips[grid](partial_PN, sum_GN, offsets_G, G, T, N, rows, SUM_WIDTH, SUM_DEPTH)
     return sum_GN

@@ -252,8 +252,6 @@ def own(config: ModelConfig, towers: Sequence[str], kind: str) -> int:
 
 
 def _check(config: ModelConfig, towers: Sequence[str]) -> None:
-    if config.dim % config.heads or config.heads % (config.kv_heads or config.heads):
-        raise ValueError(f"dim {config.dim}, heads {config.heads} and kv_heads {config.kv_heads} must divide")
     if strange := sorted(set(config.experts) - set(towers)):
         raise ValueError(f"experts: there is no tower {strange[0]}; there are {', '.join(towers)}")
     if config.experts and len(towers) > 1 and "ffn" not in config.untied:

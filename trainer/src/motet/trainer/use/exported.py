@@ -110,13 +110,13 @@ Trained for {state.step:,} of {config.steps:,} steps on {state.tokens:,} tokens 
 
 {_heldout(trained)}
 ```python
-from motet.trainer.pretrained import load
+from motet.trainer.use.trained import Trained
 
-pretrained = load("THIS FOLDER")   # .model, .vocabulary, .towers
-generator = pretrained.generator()
+trained = Trained.open("THIS FOLDER")   # .model, .vocabulary, .towers
+generator, tokenizers = trained.generator(), trained.tokenizers()
 ```
 
-Prompts have to be encoded, and results decoded, by the tokenizers whose hashes stand above.
+Or `motet generate "THIS FOLDER" --text "..." --to image --out picture.png`.
 """
 
 
