@@ -104,9 +104,9 @@ def main():
                 seen.add(kernel)
                 tile = {name: value for name, value in options.items() if name.isupper()}
                 made = compiled(kernel, word, constants | tile, {k: v for k, v in options.items() if k not in tile})
-                facts = {"kernel": made.metadata.name, "type": word, "shared": made.metadata.shared}
-                facts["wgmma"] = "wgmma" in made.asm["ptx"]
-                print(json.dumps(facts | {"constants": constants, "options": options}), flush=True)
+                told = {"kernel": made.metadata.name, "type": word, "shared": made.metadata.shared}
+                told["wgmma"] = "wgmma" in made.asm["ptx"]
+                print(json.dumps(told | {"constants": constants, "options": options}), flush=True)
 
 
 if __name__ == "__main__":

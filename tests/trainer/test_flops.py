@@ -18,7 +18,7 @@ def shape(dim, layers, heads, **changes):
 
 TOWERS = ("text", "image", "speech")
 
-# facts/mot.md, section 8: name, body M, dense M, MoT-2 M, MoT-3 M, MoE-4x M, linear GFLOP/token, attention GFLOP/token
+# The sizes of arXiv 2411.04996, 65,536 ids: name, body M, dense M, MoT-2 M, MoT-3 M, MoE-4x M, linear and attention GFLOP a token
 TABLE = [
     ("37M", 3.4, 37.0, 40.4, 43.8, 44.0, 0.121, 0.025),
     ("94M", 27.3, 94.4, 121.6, 148.9, 151.0, 0.365, 0.101),

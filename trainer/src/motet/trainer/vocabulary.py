@@ -2,11 +2,11 @@
 
     TokenizerSpec per modality -> `Vocabulary`:  pad bos eos | begin, end per modality | text ids | codebooks per modality
 
-Shards store each tokenizer's own ids (DESIGN.md, section 2, idea 2); the ranges are laid out here, when training starts,
+Shards store each tokenizer's own ids (docs/architecture.md, idea 2); the ranges are laid out here, when training starts,
 so that adding a modality re-encodes nothing. A document in sequence order is `bos`, then its spans, then `eos`: a text
 span stands bare, any other stands between its `begin` and `end`. Continuous modalities have `begin` and `end` but no
-range of ids: their positions hold `pad` and carry a latent vector. The markers belong to the text tower, as BAGEL and
-Chameleon have it (facts/mot.md, section 1.3).
+range of ids: their positions hold `pad` and carry a latent vector. The markers belong to the text tower, as in BAGEL
+(arXiv 2505.14683) and Chameleon (arXiv 2405.09818).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A batch, born grouped by tower: what the host hands to the model, so that the device never asks back.
 
-    rows of pieces --`render`--> `GroupedBatch`: tokens sorted by tower --`to`--> the same on the device
+    rows of pieces --`Collate.batch`--> `GroupedBatch`: tokens sorted by tower --`to`--> the same on the device
 
 A token's modality is data, so the order that brings each tower's tokens together is known before the step and the same
-in every layer (facts/training.md, section 2d, option a). The host writes every token there at once: ids, positions,
+in every layer (docs/architecture.md, idea 4). The host writes every token there at once: ids, positions,
 documents, blocks and labels come sorted, with the towers' row ranges beside them. `place_T` leads back to sequence
 order, which only attention needs.
 

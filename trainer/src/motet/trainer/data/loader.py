@@ -1,6 +1,6 @@
 """What a rank trains on at a step: its view of the global batch.
 
-    Plan.rows_of(step) --`share` of the rank--> micro-batches of `micro_rows` rows --ids read, `Collate.batch`--> GroupedBatch
+    `Order.rows_of(step)` --`shares` of the rank--> micro-batches of `micro_rows` rows --ids read, `Collate.batch`--> GroupedBatch
 
 Any number of ranks that divides the rows sees the same global batches, and starting at any step gives what an undisturbed
 run gives there: at once with that step's `cursor`, after planning all before it without.

@@ -3,7 +3,7 @@
     documents --formula: a keyed permutation per epoch--> --tokens wanted of each source--> windows
               --best-fit packing--> rows --> global batches
 
-Nothing here is state (docs/architecture.md: order is data): global batch k of any run follows from what the configuration says,
+Nothing here is state (docs/architecture.md, idea 3): global batch k of any run follows from what the configuration says,
 and is the same for every number of ranks. Only how many rows a window of documents fills is known by packing it, so what
 goes before a window is summed up in a `Cursor`, of a few numbers: planning goes on from any of them at once.
 
@@ -150,7 +150,7 @@ class Order:
     def fingerprint(self, step: int) -> str:
         """Over datasets, settings of the data, rows, seed, and the edits before `step`.
 
-        Training plans with equal fingerprints give the same global batches before that step, if they lose the same.
+        Orders with equal fingerprints give the same global batches before that step, if they lose the same.
         """
         settings = self.data.model_dump(mode="json", exclude={"paths", "edits", "cache", "cache_gigabytes", "max_lost"})
         hashes = self.corpus.records.hashes

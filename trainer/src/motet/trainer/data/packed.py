@@ -1,6 +1,6 @@
-"""Packed rows as pieces of documents: what a plan says, what ranks share out, what batches are rendered from.
+"""Packed rows as pieces of documents: what an order says, what ranks share out, what batches are made of.
 
-Plan --outlines of documents, pieces of them row by row--> `Rows` --`taken`--> a rank's --`read`--> with their ids
+`Order` --outlines of documents, pieces of them row by row--> `Rows` --`taken`--> a rank's --`read`--> with their ids
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Row = tuple[Piece, ...]
 class Rows:
     """Some rows: pieces int64 [P, 5], the fields of `Piece`, those of a row together, and where each row starts in them [R + 1].
 
-    `documents` is what the pieces count in; a plan gives their outlines, and `read` gives the rest.
+    `documents` is what the pieces count in; an `Order` gives their outlines, and `read` gives the rest.
     """
 
     documents: Documents

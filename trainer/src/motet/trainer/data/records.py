@@ -5,7 +5,7 @@
 
 Nothing is read but the index until a document is asked for, so that opening takes no longer for 10^9 documents than for
 10^3. A record batch's message is hashed before it is parsed; its columns stay where they are mapped, known by their
-addresses, which `loops` reads. Datasets are put in the order of their hashes: paths and their order mean nothing.
+addresses, which `columns` reads. Datasets are put in the order of their hashes: paths and their order mean nothing.
 
 Letters: K record batches of all datasets, those of one source together; B those of one call; C columns; M entries of a
 modality table; P parts.

@@ -4,7 +4,7 @@
                                                     --> `scores` of the next id, or `predict` of latents
 
 Whatever waits is read in one call when the model is next asked. With guidance, each document has a twin that holds its
-newest span alone, from the opening marker on, as `guidance.Dropout` cuts them in training; both are read in one batch, and
+newest span alone, from the opening marker on, as `data.dropout` cuts them in training; both are read in one batch, and
 what the model says is taken that much further from the twin (arXiv 2207.12598, Eq. 6, where 1 + w is our guidance).
 
 Letters: B documents, R rows of the batch (documents, then their twins), n positions, D model width, L width of one

@@ -1,6 +1,6 @@
 """How many parameters, how much arithmetic, and what share of the machine's peak: counted, not profiled.
 
-Profilers count grouped products as nothing, so the numbers come from the shapes, as in facts/mot.md, section 8:
+Profilers count grouped products as nothing, so the numbers come from the shapes:
 
     forward per token = 2 (L (2 D H C + 2 D K C + 3 D F) + V D) + 4 s L H C,    training = 3 x forward
 

@@ -3,7 +3,7 @@
     weights, moments, `State` --`save`--> step-000123.partial/ --fsync, rename--> step-000123/ --`latest`, `load`--> back
 
 A folder named `step-000123` (123 steps are done) is complete, because it got that name last, by one rename; whatever is
-killed before leaves a `.partial`, which nobody reads. Each file's hash stands in `state.json`, which carries its own:
+killed before leaves a `.partial`, which is never read and goes with the next save. Each file's hash stands in `state.json`, which carries its own:
 bytes that changed since are named, not used. Tensors are safetensors: nothing is unpickled.
 """
 

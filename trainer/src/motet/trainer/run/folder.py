@@ -3,7 +3,8 @@
     OUT/train.yaml         the complete configuration: starts the same run again
     OUT/metrics.jsonl      one row per step (`metrics`)         OUT/tensorboard/   the same, for TensorBoard
     OUT/checkpoints/       what a killed run goes on from (`checkpoint`)
-    OUT/evaluation.json    held-out losses (`evaluate`)         OUT/train.lock     held while a process trains here
+    OUT/lost.jsonl         damaged data (`data.damage`)         OUT/curves.svg     its losses, plotted at the end
+    OUT/evaluation.json    held-out losses (`use.evaluate`)     OUT/train.lock     held while a process trains here
 
 A folder that holds anything else is not touched.
 """

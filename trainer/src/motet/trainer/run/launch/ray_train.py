@@ -3,7 +3,7 @@
     driver: `launch` --TorchTrainer--> on each worker: `work` --> `train(config, out, rank, world)`
 
 The run folder must be one that all workers see. What a restarted worker goes on from is the run's own checkpoint: Ray
-is told of none, because reporting one stalls the loop until the controller polls (facts: 2 s a call), and because a
+is told of none, because reporting one stalls the loop until the controller polls (2 s a call, when it was measured), and because a
 run would silently resume under a reused name. Each `fit` has a name of its own.
 """
 
