@@ -194,15 +194,7 @@ def test_the_loop_of_the_documentation_runs(discrete_dataset, monkeypatch, tmp_p
     (tmp_path / "tokens").symlink_to(discrete_dataset)
     monkeypatch.chdir(tmp_path)
     seen: list[GroupedBatch] = []
-    names = {
-        "step_of_yours": seen.append,
-        "rank": 1,
-        "world": 4,
-        "Corpus": Corpus,
-        "Vocabulary": Vocabulary,
-        "Plan": Order,
-    }
-    exec(code, {**names, "DataConfig": DataConfig, "Stream": Loader, "Towers": Towers, "Noise": Noise})
+    exec(code, {"step_of_yours": seen.append, "rank": 1, "world": 4})
     assert [(batch.rows, batch.sequence) for batch in seen] == [(8, 256)] * 6
 
 
