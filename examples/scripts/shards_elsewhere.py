@@ -2,7 +2,7 @@
 
     python examples/scripts/shards_elsewhere.py OUT     (after tokenize_and_look.py OUT; needs duckdb, polars, pandas, datasets)
 
-Some 10 seconds on one core. Nothing of motet is imported here. docs/format.md says what the columns mean.
+Some 5 seconds on one core. Nothing of motet is imported here. docs/format.md says what the columns mean.
 """
 
 import json

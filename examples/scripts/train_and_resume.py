@@ -2,7 +2,7 @@
 
     python examples/scripts/train_and_resume.py OUT     (after tokenize_and_look.py OUT)
 
-Some 20 seconds on one core. Writes OUT/run, which is stopped by a signal and goes on, and OUT/undisturbed, which is not.
+Some 10 seconds on one core. Writes OUT/run, which is stopped by a signal and goes on, and OUT/undisturbed, which is not.
 """
 
 import signal
