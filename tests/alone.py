@@ -88,10 +88,9 @@ def tokenizers() -> None:
 
 def pipeline() -> None:
     """Tokenize a small corpus, verify it, tell its statistics, and write both pages."""
-    from motet.pipeline.dataset.dataset_tokenizers import dataset_tokenizers
-
     from motet.pipeline.dataset import stats_page, view
     from motet.pipeline.dataset.statistics import statistics
+    from motet.pipeline.dataset.tokenizers import dataset_tokenizers
     from motet.pipeline.dataset.verify import Verification
     from motet.pipeline.job.config import TokenizeConfig
     from motet.pipeline.job.job import tokenize_corpus
