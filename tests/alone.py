@@ -109,14 +109,14 @@ def pipeline() -> None:
 def trainer() -> None:
     """Train a small model for four steps and open its checkpoint."""
     from motet.trainer.config import TrainConfig
-    from motet.trainer.run.checkpoint import open_model
     from motet.trainer.run.metrics import curves, read
     from motet.trainer.run.train import train
+    from motet.trainer.use.trained import Trained
 
     summary = train(TrainConfig.model_validate(TRAIN), "run")
     assert summary["finished"] and curves(Path("run")).exists()
     losses = [row["loss"] for row in read(Path("run"))]
-    assert open_model(Path("run")).state.step == 4 and losses[-1] < losses[0], losses
+    assert Trained.open("run").of_run().state.step == 4 and losses[-1] < losses[0], losses
     print(f"loss {losses[0]:.2f} to {losses[-1]:.2f}")
 
 

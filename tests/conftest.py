@@ -148,7 +148,7 @@ class Proxy(BaseHTTPRequestHandler):
         faults.sent += len(data)
         self.answer(response.status, headers, data, cut=fault == "cut")
 
-    do_GET = do_HEAD = do_PUT = do_POST = handle_any  # noqa: RUF100
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: RUF100
 
     def answer(self, status: int, headers: dict[str, str], data: bytes, cut: bool = False) -> None:
         self.send_response_only(status)

@@ -87,3 +87,20 @@ def test_a_place_that_cannot_be_written_is_told(s3: str, corpus: Path, configure
         tokenize_corpus(configure(), corpus, "s3://nowhere/tokens")
     with pytest.raises(UserError, match="ftq://x/y: Protocol not known"):
         tokenize_corpus(configure(), corpus, "ftq://x/y")
+
+
+@pytest.mark.parametrize("fault", ["503", "reset"])
+def test_writing_is_tried_again_as_reading_is(s3: str, faults, fault: str) -> None:
+    """Every request fails at first: what is written is there all the same, and one of two writers wins."""
+    faults.fault = lambda method, path, n: fault if n == 1 else ""
+    store = store_of(f"{s3}/tokens")
+    store.write("a.json", b"first")
+    store.write("a.json", b"second")
+    with store.scratch() as path:
+        path.write_bytes(b"a shard")
+        store.put(path, "shards/b.arrow")
+    assert store.read("a.json") == b"second" and store.read("shards/b.arrow") == b"a shard"
+    assert store.create("c.json", b"mine") and not store.create("c.json", b"theirs")
+    assert store.read("c.json") == b"mine" and store.list("shards")["b.arrow"].size == 7
+    store.delete("a.json")
+    assert set(store.list()) == {"c.json"}

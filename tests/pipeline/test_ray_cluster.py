@@ -17,7 +17,7 @@ from motet.pipeline.job.job import tokenize_corpus
 pytestmark = pytest.mark.ray
 SLOW = """
 import time
-from motet.tokenizers import bpe
+from motet.tokenizers.text import bpe
 
 class Slow(bpe.BPE):
     def encode(self, samples):

@@ -41,3 +41,38 @@ def test_ranks_of_packed_rows_are_within_three_percent():
             load = np.array([cost_R[mine].sum() for mine in shares(cost_R, ranks)])
             strided = np.array([cost_R[rank::ranks].sum() for rank in range(ranks)])
             assert load.max() / load.mean() < min(1.03, strided.max() / strided.mean()), step
+
+
+def plain_shares(cost_R, ranks):
+    """The same rule, written without compiled loops."""
+    if ranks == 1:
+        return [list(range(len(cost_R)))]
+    taken, load = [[] for _ in range(ranks)], [0.0] * ranks
+    for row in sorted(range(len(cost_R)), key=lambda r: (-cost_R[r], r)):
+        rank = min((r for r in range(ranks) if len(taken[r]) < len(cost_R) // ranks), key=lambda r: (load[r], r))
+        taken[rank].append(row)
+        load[rank] += cost_R[row]
+    load = [cost_R[rows].sum() for rows in taken]
+    while True:
+        dearest = int(np.argmax(load))
+        found = min(
+            (max(load[dearest] - (moved := cost_R[a] - cost_R[b]), load[w] + moved), w, i, j)
+            for w in range(ranks)
+            if w != dearest
+            for i, a in enumerate(taken[dearest])
+            for j, b in enumerate(taken[w])
+        )
+        if found[0] >= load[dearest] * (1 - 1e-9):
+            return [sorted(rows) for rows in taken]
+        _, w, i, j = found
+        moved = cost_R[taken[dearest][i]] - cost_R[taken[w][j]]
+        taken[dearest][i], taken[w][j] = taken[w][j], taken[dearest][i]
+        load[dearest] -= moved
+        load[w] += moved
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6))
+def test_shares_are_those_of_the_rule_written_plainly(ranks, each, seed):
+    cost_R = np.random.default_rng(seed).lognormal(5, 1, ranks * each)
+    assert shares(cost_R, ranks) == plain_shares(cost_R, ranks)

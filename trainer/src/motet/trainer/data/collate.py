@@ -52,7 +52,7 @@ class Noise:
     """
 
     seed: int
-    steps: int
+    steps: int = 1000
 
     def draw(self, epoch: int, document: int, span: int, early: bool, noise_ND: np.ndarray) -> int:
         """Fill the float32 noise of one picture, standard normal; its diffusion step. `document` is its key."""

@@ -8,7 +8,7 @@ run gives there: at once with that step's `cursor`, after planning all before it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from motet.trainer.data.batch import GroupedBatch
 from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.dropout import Dropout
+from motet.trainer.data.opened import Opened
 from motet.trainer.data.order import Damage, Order
 from motet.trainer.data.packed import Rows
 from motet.trainer.vocabulary import Towers, Vocabulary
@@ -58,6 +59,17 @@ class Loader:
         self.order, self.vocabulary, self.towers, self.noise, self.pair = order, vocabulary, towers, noise, pair
         dropout = Dropout(order.seed, order.data.guidance_dropout)
         self._collate = Collate(vocabulary, towers, order.data.sequence, noise, dropout, order.data.streams)
+
+    @classmethod
+    def open(cls, data: DataConfig, rows: int, seed: int = 0, towers: Mapping[str, str] | None = None) -> Loader:
+        """Batches of `rows` rows of what is not held out, for a training loop of one's own.
+
+        `towers` names a tower for each modality, as `model.towers`; with one name for all, a batch stands in reading order.
+        UserError as `Opened.of`.
+        """
+        order = Opened.of(data, rows, seed).order
+        vocabulary = Vocabulary.of(order.corpus.tokenizers)
+        return cls(order, vocabulary, Towers.of(vocabulary, towers or {}), Noise(seed))
 
     def view(self, step: int, rank: int = 0, world: int = 1, micro_rows: int = 1) -> View:
         """One rank's view of global batch `step` (from 0), `micro_rows` rows to a micro-batch.

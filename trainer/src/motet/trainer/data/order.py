@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -63,6 +63,12 @@ class Cursor(NamedTuple):
     tokens: tuple[int, ...]
     modalities: tuple[int, ...] = ()
     before: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Cursor:
+        """A cursor that was written as JSON, which has no tuples."""
+        row, *taken = data
+        return cls(row, *map(tuple, taken))
 
 
 class Damage(NamedTuple):
@@ -141,10 +147,11 @@ class Order:
         self._known = (*self._known[:1], *(c for c in self._known[1:] if all(c.row <= row for row, _ in self._lost)))
         self._window.cache_clear()
 
-    def lost_documents(self) -> float:
-        """Fraction of all documents that were left out."""
-        gone_K = np.unique(np.concatenate([np.empty(0, np.int64), *(lost_K for _, lost_K in self._lost)]))
-        before_K1 = self.corpus.records.before_K1
+    def lost_documents(self, further: Iterable[Damage] = ()) -> float:
+        """Fraction of all documents that are left out, or would be with `further` damage."""
+        records = self.corpus.records
+        found = [records.batches_of(each.lost) for each in {*self.damage, *further}]
+        gone_K, before_K1 = np.unique(np.concatenate([np.empty(0, np.int64), *found])), records.before_K1
         return float((before_K1[gone_K + 1] - before_K1[gone_K]).sum() / before_K1[-1])
 
     def fingerprint(self, step: int) -> str:

@@ -97,7 +97,7 @@ def latest(out: Path) -> Path | None:
 
 def checkpoint_of(path: Path) -> Path:
     """A run folder's newest checkpoint, or the checkpoint that `path` is itself; UserError if there is none."""
-    found = path if NAME.fullmatch(path.name) else latest(path)
+    found = path if (path / STATE).is_file() or NAME.fullmatch(path.name) else latest(path)
     if found is None or not found.is_dir():
         raise UserError(f"{path}: holds no checkpoint; train first, or name a run folder or one of its checkpoints")
     return found
@@ -110,8 +110,7 @@ def read_state(path: Path) -> State:
         told, version = data.pop("hash"), data.get("version", 1)
         if version not in (1, FORMAT_VERSION):
             raise UserError(f"{path / STATE}: checkpoint format {version}; this motet reads 1 and {FORMAT_VERSION}")
-        row, *taken = data["cursor"]
-        state = State(**{**data, "cursor": Cursor(row, *map(tuple, taken))})
+        state = State(**{**data, "cursor": Cursor.from_json(data["cursor"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, STATE, f"cannot be read ({type(error).__name__})") from None
     if content_hash(data) != told:

@@ -24,7 +24,7 @@ from motet.trainer.config import ObjectiveConfig, TrainConfig
 from motet.trainer.data.batch import DIFFUSION, GroupedBatch
 from motet.trainer.data.collate import Collate, Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.damage import without_damage
+from motet.trainer.data.damage import LOST, without_damage
 from motet.trainer.data.loader import Loader, heldout_loader
 from motet.trainer.data.opened import Opened
 from motet.trainer.data.order import Cursor, Damage
@@ -74,7 +74,7 @@ class Run:
         UserError if configuration and data do not fit each other, or the data is not what the run began with;
         DamagedShard and DamagedCheckpoint name bytes that have changed.
         """
-        data = Opened.of(config, out)
+        data = Opened.of(config.data, config.rows, config.seed, out)
         records = data.order.corpus.records
         vocabulary = Vocabulary.of(records.tokenizers)
         _check_objective(config, vocabulary)
@@ -105,6 +105,7 @@ class Run:
             threads=config.threads or torch.get_num_threads(),
             losses=tuple(DIFFUSION if m == vocabulary.latent_modality else m for m in vocabulary.modalities),
         )
+        run.check_damage()
         if saved:
             run._restore(saved)
         return run
@@ -152,14 +153,14 @@ class Run:
 
         return means(self.losses, without_damage(measured, self.heldout_damage))
 
-    def leave_out(self, found: Sequence[Damage]) -> None:
-        """Go on without these record batches; every rank has to. DamagedShard if that is more than `data.max_lost`."""
-        order, limit = self.loader.order, self.config.data.max_lost
-        order.leave_out(found)
-        if (share := order.lost_documents()) > limit:
+    def check_damage(self, found: Sequence[Damage] = ()) -> None:
+        """DamagedShard if more documents are lost than `data.max_lost` allows, or would be with what was `found` now."""
+        share, limit = self.loader.order.lost_documents(found), self.config.data.max_lost
+        if share > limit:
+            why = f"{found[0].lost.why}; without it" if found else f"{self.out / LOST}: without what it names"
             raise DamagedShard(
-                f"{found[0].lost.why}; without it {100 * share:.2f} % of the documents are lost, more than data.max_lost: "
-                f"{100 * limit:.2f} %; the run goes on from its last checkpoint when the data is whole again"
+                f"{why} {100 * share:.2f} % of the documents are lost, more than data.max_lost: {100 * limit:.2f} %; the run "
+                "goes on from its last checkpoint when the data is whole again, or max_lost is higher"
             )
 
     def _restore(self, saved: Path) -> None:

@@ -228,11 +228,12 @@ def _agreed(run: Run, coming: Future[_Work], rank: int, world: int, say: Callabl
         assert failure is None or isinstance(failure, Exception)
         raise together_refused(None if mine else failure, world)
     found = sorted({each for told in gathered(mine or [], world) for each in told})
+    run.check_damage(found)
     if rank == 0:
         damage.note(run.out, found)
     for each in found:
         say(f"{each.lost.why}; going on without its documents ({run.out / damage.LOST} has the list)")
-    run.leave_out(found)
+    run.loader.order.leave_out(found)
     return None
 
 

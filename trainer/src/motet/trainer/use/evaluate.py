@@ -67,8 +67,7 @@ def evaluate(trained: Trained, rows: int = 512, byte_lengths: np.ndarray | None 
     """
     training, vocabulary, towers = trained.of_run(), trained.vocabulary, trained.towers
     config, noise_steps = training.config, trained.objective.noise_steps
-    unweighed = config.data.unweighed
-    data = Opened.of(config.model_copy(update={"data": unweighed}))
+    data = Opened.of(config.data.unweighed, config.rows, config.seed)
     known = [Damage(0, each.lost) for each in damage.read(training.home)]
 
     def unseen(left_out: list[Damage]) -> tuple[list[Rows], list[GroupedBatch]]:

@@ -35,7 +35,7 @@ def plan(config: TrainConfig, steps: int) -> dict[str, Any]:
     whole run; `modalities`: the `share` of each; `imbalance`: for every number of ranks that the rows divide into, the cost
     of the dearest rank over the mean, as [median, worst] of the steps. UserError as training would raise it.
     """
-    data, order = config.data, Opened.of(config).order
+    data, order = config.data, Opened.of(config.data, config.rows, config.seed).order
     records = order.corpus.records
     vocabulary = Vocabulary.of(records.tokenizers)
     towers = Towers.of(vocabulary, config.model.towers).names

@@ -32,12 +32,11 @@ def why(out: Path, step: int) -> dict[str, Any]:
     if step < 0:
         raise UserError(f"step {step}: steps count from 0")
     config = load(out / CONFIG)
-    order = Opened.of(config, out).order
+    order = Opened.of(config.data, config.rows, config.seed, out).order
     corpus = order.corpus
     found = cursor_of(out, step)
     if found:
-        row, *taken = found["cursor"]
-        order.remember(Cursor(row, *map(tuple, taken)))
+        order.remember(Cursor.from_json(found["cursor"]))
     chosen = order.rows_of(step)
     documents = chosen.documents
     pieces = []

@@ -19,7 +19,7 @@ from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.data import damage
 from motet.trainer.data.corpus import Documents
 from motet.trainer.data.damage import without_damage
-from motet.trainer.data.loader import heldout_order
+from motet.trainer.data.loader import EVALUATION_SEED, heldout_order
 from motet.trainer.data.opened import Opened
 from motet.trainer.data.order import Damage
 from motet.trainer.generate.generator import Generator, Sampling
@@ -46,7 +46,8 @@ def heldout_pairs(trained: Trained, modality: str, count: int) -> list[Pair]:
     UserError if there is none.
     """
     training = trained.of_run()
-    data, corpus = training.config.data, Opened.of(training.config).heldout
+    data = training.config.data
+    corpus = Opened.of(data.unweighed, 1, EVALUATION_SEED).heldout
     if modality not in corpus.modalities[1:]:
         known = ", ".join(corpus.modalities[1:])
         raise UserError(f"{modality}: the model knows no such modality beside text; it knows {known}")

@@ -69,7 +69,7 @@ def label(trained: Trained, sampling: Sampling, count: int) -> str:
     training = trained.of_run()
     config, state = training.config, training.state
     weights = sum(weight.numel() for weight in trained.model.parameters())
-    records = Opened.of(config).begun_with
+    records = Opened.of(config.data.unweighed, config.rows, config.seed).begun_with
     drawn = ", ".join(f"{_SAID.get(name, name)} {value:g}" for name, value in dataclasses.asdict(sampling).items())
     return (
         f"{config.objective.kind}, {weights / 1e6:.1f} million weights, {len(trained.towers)} towers of "
