@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set themselves up first, once.
-.PHONY: setup demo test alone lint clean
+.PHONY: setup demo test alone lint docs clean
 
 PYTHON ?= python3
 UV := $(shell command -v uv || echo .venv/bin/uv)
@@ -23,6 +23,11 @@ test: setup lint
 alone: setup
 	.venv/bin/python tests/alone.py
 
+# The reference written anew, then the site, into site/: open site/index.html.
+docs: setup
+	.venv/bin/python docs/make/reference.py
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -31,4 +36,4 @@ lint: setup
 	.venv/bin/mypy
 
 clean:
-	rm -rf .venv .alone demo
+	rm -rf .venv .alone demo site

@@ -69,7 +69,11 @@ class Step(Settings):
 
 
 class Workflow(Settings):
-    """A whole workflow: `steps` in any order."""
+    """A whole workflow.
+
+    Attributes:
+        steps: in any order; `needs` decides which comes first.
+    """
 
     steps: Annotated[tuple[Step, ...], Field(min_length=1)]
 

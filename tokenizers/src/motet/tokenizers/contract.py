@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import BaseModel
 
 from motet.core.configuration import Settings
 from motet.core.errors import UserError
@@ -99,13 +100,15 @@ class Waveform:
 class Tokenizer(ABC):
     """Base class of all tokenizers, built in and plugged in.
 
-    A subclass has `modality` and a pydantic `Settings` class, takes one `Settings` in its constructor, and sets `spec`.
+    A subclass has `modality` and a pydantic `Settings` class, takes one `Settings` in its constructor, and sets `spec`. If it
+    can be fitted, it overrides `fit`, and `Fit` are the options of that. The docstrings of both classes explain every field.
     Relative paths in settings have been made absolute before the constructor runs (fields of type `Path`, or named
     `path`). Encoding must be deterministic and must not depend on what else is in the batch.
     """
 
     modality: ClassVar[str]
     Settings: ClassVar[type[Settings]]
+    Fit: ClassVar[type[BaseModel] | None] = None
     spec: TokenizerSpec
 
     @abstractmethod

@@ -29,7 +29,8 @@ class Edit(Settings):
 
     Attributes:
         from_step: the first global batch that it can change.
-        paths: further token datasets. weights, modality_weights: instead of those before; none = as before.
+        paths: further token datasets.
+        weights, modality_weights: shares of the tokens from here on, instead of those before; empty = as before.
     """
 
     from_step: Count
@@ -56,12 +57,13 @@ class DataConfig(Settings):
             (captioning).
         guidance_dropout: how often what stands after its caption is learnt without it, so that generation can be guided.
         streams: how frames of several codebooks become tokens, by modality: `flat`, one code after another, unless said
-            otherwise; `delayed`; or `first` (`codebooks`).
+            otherwise; `delayed`, a token a frame, each codebook a frame later than the one before; or `first`, a frame's
+            first code alone.
         shuffle: how many blocks of 512 documents are shuffled together; None = all documents of a source. A few dozen keep
             what is read at a time small, where shards are far away.
         long: what becomes of documents longer than a row: cut off, or split over several rows.
         max_lost: share of documents that may be damaged or missing before training stops; others take their place.
-        cache, cache_gigabytes: folder for chunks of remote datasets, and the most that they take there.
+        cache: folder for chunks of remote datasets. cache_gigabytes: the most that they take there.
     """
 
     paths: list[str] = Field(min_length=1)
@@ -143,7 +145,8 @@ class ModelConfig(Settings):
     """The Mixture-of-Transformers (arXiv 2411.04996).
 
     Attributes:
-        dim: D, width of the residual stream. layers, heads: how many. `preset: NAME` stands for these three (`presets`).
+        dim: D, width of the residual stream. layers: how many. heads: of attention, in each layer; `preset: NAME` stands
+            for these three.
         kv_heads: heads of keys and values (grouped-query attention); None = as many as `heads`.
         ffn: width inside the feed-forward; None = 8D/3, rounded up as in the paper.
         towers: tower of each modality; one left out has a tower of its own. All the same name = a dense model.
@@ -214,7 +217,8 @@ class OptimizerConfig(Settings):
     """AdamW (decoupled weight decay) and its learning rate.
 
     Attributes:
-        lr: the peak. betas, eps: of Adam. weight_decay: on matrices only, not on norms and embeddings.
+        lr: the peak of the learning rate. betas: decay of Adam's two averages. eps: added to Adam's divisor.
+        weight_decay: on matrices only, not on norms and embeddings.
         clip: largest norm of the whole gradient; None = not clipped.
         warmup: steps to climb from 0 to `lr`.
         schedule: how the rate falls from the end of the warmup to the last step.
@@ -235,10 +239,12 @@ class TrainConfig(Settings):
     """One training run.
 
     Attributes:
+        data: which tokens, in which order. model: the shape of the network. objective: what a step minimises.
+        optimizer: how weights follow the gradient.
         steps: optimizer steps of the whole run.
         rows: packed rows in a global batch, over all workers.
         micro_rows: rows in one forward pass.
-        start: folder of a dense Hugging Face checkpoint of Llama's kind, which every tower begins as a copy of (`upcycle`);
+        start: folder of a dense Hugging Face checkpoint of Llama's kind, which every tower begins as a copy of (`motet upcycle`);
             None = weights drawn from the seed.
         seed: of the weights, the order of documents and the noise.
         threads: CPU threads of each worker; None = torch's choice for this machine. Results depend on it in the last

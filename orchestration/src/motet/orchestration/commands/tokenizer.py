@@ -19,7 +19,10 @@ Samples = Annotated[Path, typer.Option(help="A folder of raw files, or a JSONL f
 
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """All tokenizers that are installed; a broken one with its reason."""
+    """All tokenizers that are installed; a broken one with its reason.
+
+    Example: `motet tokenizer list`
+    """
     from dataclasses import asdict
 
     from rich.console import Console
@@ -44,19 +47,22 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")
 
 @app.command()
 def describe(name: Name) -> None:
-    """What a tokenizer is, and every setting that it takes.
+    """What a tokenizer is, every setting that it takes, and every option of fitting one.
 
     Example: `motet tokenizer describe vqgan`
     """
-    from inspect import getdoc
-
+    from motet.core.described import described, prose
     from motet.tokenizers.registry import find
 
     kind = find(name)
-    typer.echo(f"{name}: {kind.modality}\n\n{getdoc(kind)}\n\nsettings:")
-    for field, info in kind.Settings.model_fields.items():
-        default = "required" if info.is_required() else f"default {info.default!r}"
-        typer.echo(f"  {field}: {_type(info.annotation)}, {default}")
+    typer.echo(f"{name}: {kind.modality}\n\n{prose(kind)}")
+    for title, model in (("settings", kind.Settings), (f"options of `motet tokenizer fit {name}`", kind.Fit)):
+        if model is None:
+            continue
+        typer.echo(f"\n{title}:")
+        for field in described(model):
+            default = "required" if field.default is None else f"default {field.default}"
+            typer.echo(f"  {field.name}: {field.kind}; {default}\n      {field.words}")
 
 
 @app.command()
@@ -147,7 +153,3 @@ def _raw(samples: Path) -> list[bytes]:
     if not found:
         raise UserError(f"--samples {samples}: holds no files")
     return found
-
-
-def _type(annotation: Any) -> str:
-    return getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)

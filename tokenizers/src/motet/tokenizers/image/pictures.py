@@ -38,7 +38,7 @@ class PictureSettings(Settings):
         path: a folder in the layout of diffusers, or a hub id `owner/name`.
         subfolder: where in that folder the model is (`vae`, `vqvae`).
         size: side of the square picture in pixels; None: the `sample_size` that the model's configuration names.
-        batch: pictures encoded at once; None: as many as have AT_ONCE pixels.
+        batch: pictures encoded at once; None: as many as have 2^18 pixels together, 2^22 on a GPU.
         threads: threads of torch.
         device: what the network runs on: `cpu`, `cuda` or `cuda:N`.
         max_pixels: larger pictures are refused unread.

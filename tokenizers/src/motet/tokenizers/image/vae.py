@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import Field
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.tokenizers.image import pictures
+from motet.tokenizers.image import pictures, vae_fit
 from motet.tokenizers.torch_models import device_class, open_diffusers, running, to_device, weights_hash
 
 
@@ -31,9 +31,15 @@ class VAE(pictures.PictureTokenizer):
     """
 
     class Settings(pictures.PictureSettings):
-        """As for every picture tokenizer, and `patch`: side of the square of latent positions that is one token."""
+        """As for every picture tokenizer, and what a token is.
+
+        Attributes:
+            patch: side of the square of latent positions that is one token.
+        """
 
         patch: int = Field(1, gt=0)
+
+    Fit = vae_fit.VAEFit
 
     def __init__(self, settings: Settings):
         """Raises UserError if the weights are missing, damaged or of another model."""
@@ -104,7 +110,5 @@ class VAE(pictures.PictureTokenizer):
 
     @classmethod
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-        """Fit a small VAE on picture files; settings are those of `vae_fit.VAEFit`."""
-        from motet.tokenizers.image import vae_fit
-
+        """Fit a small VAE on picture files; settings are those of `Fit`."""
         return vae_fit.fit(samples, out, settings)

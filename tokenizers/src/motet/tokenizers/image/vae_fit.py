@@ -24,9 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class VAEFit(image_fit.PictureFit):
-    """How to fit `vae`: as every picture autoencoder, with `divergence`, the weight of the KL term (per latent number).
+    """How to fit `vae`: as every picture autoencoder, and how smooth its latents are.
 
-    The noise that the divergence brings costs about `divergence / 2` of squared error, and makes latents smooth.
+    Attributes:
+        divergence: weight of the KL term, per latent number. The noise that it brings costs about `divergence / 2` of
+            squared error, and makes latents smooth.
     """
 
     latent: int = Field(12, gt=0)

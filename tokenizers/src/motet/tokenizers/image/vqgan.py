@@ -17,7 +17,7 @@ from diffusers.models import VQModel
 from PIL import Image
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.tokenizers.image import pictures, taming
+from motet.tokenizers.image import pictures, taming, vqgan_fit
 from motet.tokenizers.torch_models import device_class, open_diffusers, running, to_device, weights_hash
 
 
@@ -29,6 +29,8 @@ class VQGAN(pictures.PictureTokenizer):
 
     class Settings(pictures.PictureSettings):
         """As for every picture tokenizer; `path` may also be a file of taming-style weights (Chameleon's vqgan.ckpt)."""
+
+    Fit = vqgan_fit.VQFit
 
     def __init__(self, settings: Settings):
         """Raises UserError if the weights are missing, damaged or of another model."""
@@ -86,7 +88,5 @@ class VQGAN(pictures.PictureTokenizer):
 
     @classmethod
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-        """Fit a small VQ-GAN (without the GAN) on picture files; settings are those of `vqgan_fit.VQFit`."""
-        from motet.tokenizers.image import vqgan_fit
-
+        """Fit a small VQ-GAN (without the GAN) on picture files; settings are those of `Fit`."""
         return vqgan_fit.fit(samples, out, settings)

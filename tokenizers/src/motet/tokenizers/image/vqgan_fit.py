@@ -28,7 +28,11 @@ in units of equal use."""
 
 
 class VQFit(image_fit.PictureFit):
-    """How to fit `vqgan`: as every picture autoencoder, with `codes` vectors in the codebook."""
+    """How to fit `vqgan`: as every picture autoencoder, and its codebook.
+
+    Attributes:
+        codes: vectors in the codebook.
+    """
 
     codes: int = Field(1024, gt=1)
 

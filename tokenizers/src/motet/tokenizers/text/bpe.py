@@ -31,7 +31,7 @@ ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens", "decod
 
 
 class BPE(Tokenizer):
-    """Byte-level BPE over a `tokenizer.json` or tiktoken ranks; see `Settings` and `Fit`.
+    """Byte-level BPE over a `tokenizer.json` or tiktoken ranks.
 
     Attributes:
         engine: `tiktoken`, or `tokenizers` where the first is not proven to give the same ids.
