@@ -53,6 +53,7 @@ def tokenize(
                     "documents": result.manifest.documents,
                     "rejected": result.rejected,
                     "rejects": result.manifest.rejects(),
+                    "left_out": {s: [row.to_json() for row in rows] for s, rows in result.manifest.left_out.items()},
                 }
             )
         )
@@ -63,6 +64,9 @@ def tokenize(
         )
         for reason, count in result.manifest.rejects().items():
             typer.echo(f"  {reason}: {count:,}")
+        for source, rows in result.manifest.left_out.items():
+            for row in rows:
+                typer.echo(f"  left out of {source}: {row}")
     if result.too_many_rejects:
         typer.echo(
             f"motet: {result.rejected:,} of {result.samples:,} samples were rejected, more than max_reject_fraction "
