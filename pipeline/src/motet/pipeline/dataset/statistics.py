@@ -307,7 +307,9 @@ def _left_out(stats: Statistics) -> Table:
     for source, rows in stats.left_out.items():
         for row in rows:
             told = f"{row.example}; {row.why}; {row.cure}"
-            found.add_row(escape(f"{source}: {row.kind}"), f"{row.count:,}", f"{row.bytes:,}", escape(told))
+            found.add_row(
+                escape(f"{source}: {row.kind}"), f"{row.count:,}", f"{row.bytes:,}" if row.bytes else "–", escape(told)
+            )
     return found
 
 

@@ -158,11 +158,18 @@ class _Rows:
             yield from jsonl.rows(path, own, self._root, self._config, names, form, self._look)
 
     def refuse_unknown(self) -> None:
-        """UserError for a column that no row has: its captions would be missing, silently."""
+        """UserError if no row has what says the files, or a column of the entry: it would be missing everywhere, silently."""
+        there = ", ".join(sorted(self._keys)[:20])
         for column in self._entry.columns or ():
             if self._keys and column not in self._keys:
-                there = ", ".join(sorted(self._keys)[:20])
-                raise UserError(f"{self._where}: columns: no row of the metadata has '{column}'; there are {there}")
+                raise UserError(
+                    f"{self._where}: columns: no row of the metadata has '{column}'; there are {there:.400}"
+                )
+        if self._keys and not self._entry.columns and not any(map(metadata.is_media, self._keys)):
+            cure = "say which fields are what, as columns: {caption: text, path: image}"
+            raise UserError(
+                f"{self._where}: path: no row of the metadata has 'file_name'; there are {there:.400}; {cure}"
+            )
 
     def _look(self, name: str) -> files.Info | None:
         name = posixpath.normpath(name)

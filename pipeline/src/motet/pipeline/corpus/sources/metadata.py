@@ -38,7 +38,7 @@ class Meaning:
         """Whether a field is read; a caption's other names are not, if the row has the first."""
         if self._columns is not None:
             return key in self._columns or key == self._language
-        return isinstance(key, str) and (_is_media(key) or key == self._language)
+        return isinstance(key, str) and (is_media(key) or key == self._language)
 
     def caption(self, row: dict[str, Any]) -> str | None:
         """The field that is the caption, where no `columns` say it."""
@@ -70,7 +70,7 @@ class Meaning:
         if self._columns:
             return self._columns.items()
         caption = self.caption(row)
-        media = [(key, self._modality) for key in row if _is_media(key)]
+        media = [(key, self._modality) for key in row if is_media(key)]
         return [(caption, "text"), *media] if caption is not None else media
 
     def _names(self, value: Any, key: str) -> list[str]:
@@ -95,7 +95,8 @@ class Fields(jsonl.Fields):
         super().count({key: None for key in row if key != caption}, place, offset)
 
 
-def _is_media(key: str) -> bool:
+def is_media(key: str) -> bool:
+    """Whether a field names media, as `datasets` has it."""
     return key in ("file_name", "file_names") or key.endswith(("_file_name", "_file_names"))
 
 

@@ -132,7 +132,7 @@ def _sample(position: str, members: dict[str, bytes | BadSample], entry: Entry, 
                 language = language_of(told, entry.language)
                 # metadata beside a .txt often have the caption once more
                 read = extension in columns and entry.column in told and (entry.columns or "txt" not in members)
-                fields.count({name: None for name in told if not (read and name == entry.column)}, position)
+                fields.count({name: None for name in told if not (read and name == entry.column)}, f"{position}.json")
                 if not read or empty(told[entry.column]):
                     continue
                 data = string(told[entry.column], entry.column)
