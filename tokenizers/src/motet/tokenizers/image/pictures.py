@@ -6,6 +6,7 @@ Shapes: B pictures of a batch, C channels, H rows, W columns.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from pydantic import Field
 from motet.core.configuration import Settings
 from motet.core.errors import UserError
 from motet.tokenizers import media
-from motet.tokenizers.contract import Tokenizer
-from motet.tokenizers.torch_models import DEVICE
+from motet.tokenizers.contract import Tokenizer, Tokens
+from motet.tokenizers.torch_models import DEVICE, running, to_device
 
 LONGEST = 16  # times as long as wide: a picture that is resized as a whole
 SPARE = 2
@@ -54,11 +55,14 @@ class PictureSettings(Settings):
 
 
 class PictureTokenizer(Tokenizer):
-    """Loads square pictures and dumps PNG; a subclass sets `settings`, `size` (pixels) and `spec`, encodes and decodes."""
+    """Square pictures through an autoencoder, PNG out. A subclass sets `settings`, `size` (pixels), `model` and `spec`, and
+    says which tokens come of what the encoder says, and which picture a span of tokens is.
+    """
 
     modality = "image"
     settings: PictureSettings
     size: int
+    model: Any
 
     def load(self, data: bytes) -> Image.Image:
         """The centre square of a picture file, `size` x `size` RGB."""
@@ -70,6 +74,29 @@ class PictureTokenizer(Tokenizer):
         pixels = AT_ONCE[self.settings.device.partition(":")[0]]
         size = self.settings.batch or max(pixels // self.size**2, 1)
         return (samples[at : at + size] for at in range(0, len(samples), size))
+
+    def encode(self, samples: Sequence[Image.Image]) -> list[Tokens]:
+        """The tokens of each picture, in batches."""
+        tokens: list[Tokens] = []
+        to_device(self.model, self.settings.device)
+        with running(self.settings.threads):
+            for part in self.batches(samples):
+                tokens += self.tokens_of(self.model.encode(to_tensor(part, self.settings.device)))
+        return tokens
+
+    def decode(self, tokens: Sequence[Tokens]) -> list[Image.Image]:
+        """Pictures from tokens of any grid, one by one; ValueError for tokens that the spec does not allow."""
+        to_device(self.model, self.settings.device)
+        with running(self.settings.threads):
+            return [Image.fromarray(to_pixels(self.picture_of(one))[0]) for one in tokens]
+
+    @abstractmethod
+    def tokens_of(self, encoded: Any) -> list[Tokens]:
+        """The tokens of each picture of a batch, of what the model's encoder says of it."""
+
+    @abstractmethod
+    def picture_of(self, tokens: Tokens) -> torch.Tensor:
+        """x_1CHW in [-1, 1] of one span of tokens."""
 
     def dump(self, sample: Image.Image) -> bytes:
         """A PNG file."""
