@@ -32,7 +32,7 @@ from motet.pipeline.dataset.store import Folder
 from motet.pipeline.remote import ranged
 from motet.tokenizers.contract import TokenizerSpec
 from motet.trainer.data import codebooks, columns
-from motet.trainer.data.fetched import ChunkCache
+from motet.trainer.data.chunk_cache import ChunkCache
 from motet.trainer.vocabulary import TEXT
 
 if TYPE_CHECKING:

@@ -55,7 +55,8 @@ HERE = "FnApiRunner"
 """What Beam calls its portable runner that is Python only and runs in the process that starts it."""
 SECONDS_BETWEEN_LOOKS = 2.0
 OURS = {error.__name__: error for error in (PartitionFailed, WorkerLost)}
-FAILURE = re.compile(rf"^motet\.pipeline\.work\.({'|'.join(OURS)}): (.*?)(?: \[while running|\n\n|\Z)", re.M | re.S)
+WHERE = re.escape(PartitionFailed.__module__)
+FAILURE = re.compile(rf"^{WHERE}\.({'|'.join(OURS)}): (.*?)(?: \[while running|\n\n|\Z)", re.M | re.S)
 """Our errors in the text that every runner makes of an exception in a worker: its traceback, with more around it."""
 
 

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motet.core.errors import UserError
-from motet.trainer.data import fetched as module
-from motet.trainer.data.fetched import FOLDER, OURS, ChunkCache
+from motet.trainer.data import chunk_cache as module
+from motet.trainer.data.chunk_cache import FOLDER, OURS, ChunkCache
 
 # What the processes of these tests begin with: chunks of one random seed each, whose key is the hash of their bytes.
 COMMON = """
 import hashlib, os, random, sys, time
-from motet.trainer.data import fetched as module
-from motet.trainer.data.fetched import ChunkCache
+from motet.trainer.data import chunk_cache as module
+from motet.trainer.data.chunk_cache import ChunkCache
 
 def made(seed, size):
     data = random.Random(seed).randbytes(size)
