@@ -17,12 +17,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from motet.core.errors import one_line
+from motet.tokenizers import sound_files
 from motet.tokenizers.contract import BadSample, Waveform
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-SOUND_SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")  # and MP3
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000  # Hz
 BLOCK = 1 << 18  # frames decoded at a time: what is held besides the mono result
+LOADING = 2
+"""Version of how a sound file becomes samples, in speech tokenizers' content hashes: raise it when those of any file may change."""
 PASSES = 100
 """Times `max_pixels` that a progressive JPEG may go over: it may ask for thousands of passes, cameras write about ten."""
 
@@ -83,40 +85,22 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
             the header where it says so, and never more than that is decoded), `truncated-audio`, `not-finite-audio`
             (NaN or infinite samples).
     """
-    import soundfile
-
     if not data:
         raise BadSample("empty-file")
-    if not data.startswith(SOUND_SIGNATURES):
+    if not sound_files.is_sound(data):
         raise BadSample("not-audio", f"starts with {data[:4]!r}")
-    cut_short, endless = _cut_short(data), _endless(data)
-    try:
-        with soundfile.SoundFile(_Sound(data)) as file:
-            rate, promised = file.samplerate, file.frames
-            if endless:  # FLAC without a length cannot seek, and soundfile would after each block
-                file.seekable = lambda: False
-            if cut_short:
-                raise BadSample("truncated-audio", "the file ends before its own structure does")
-            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-                raise BadSample("not-audio", f"a sampling rate of {rate} Hz")
-            limit = int(max_seconds * min(rate, 48_000))
-            if promised > limit and not endless:
-                raise BadSample("audio-too-long", f"{promised} frames at {rate} Hz is over {max_seconds:g} s")
-            blocks, frames = [], 0
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                frames += len(block)
-                if frames > limit:
-                    raise BadSample("audio-too-long", f"over {max_seconds:g} s at {rate} Hz")
-                blocks.append(block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32))
-                if frames == promised and file.seekable():
-                    break  # a seekable file is read to its promised end and no further: spares the seeks of asking
-    except soundfile.LibsndfileError as error:
-        raise BadSample("truncated-audio" if cut_short else "not-audio", one_line(error)) from None
-    if frames < promised and not endless:
-        raise BadSample("truncated-audio", f"{frames} of {promised} frames")
-    if not frames:
+    waves: list[Waveform] = []
+    left = max_seconds
+    for part in sound_files.parts(data):
+        waves.append(_decoded(part, left, max_seconds))
+        left -= len(waves[-1].samples) / waves[-1].rate
+    waves = [wave for wave in waves if len(wave.samples)]
+    if not waves:
         raise BadSample("empty-audio")
-    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    rate = waves[0].rate
+    samples = waves[0].samples
+    if len(waves) > 1:  # files that were joined: each may have a rate of its own
+        samples = np.concatenate([resample(wave, rate).samples for wave in waves])
     finite = np.isfinite(samples)
     if not finite.all():
         raise BadSample("not-finite-audio", f"{int((~finite).sum())} samples are NaN or infinite")
@@ -187,40 +171,36 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _cut_short(data: bytes) -> bool:
-    """Whether a WAV, AIFF or Ogg file ends before its own structure does."""
-    if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
-        return _wav_end(data) > len(data)
-    if data.startswith(b"FORM"):
-        return 8 + int.from_bytes(data[4:8], "big") > len(data)
-    if data.startswith(b"OggS"):
-        position, last = 0, False
-        while position + 27 <= len(data) and data[position : position + 4] == b"OggS":
-            segments = data[position + 26]
-            table = data[position + 27 : position + 27 + segments]
-            last = bool(data[position + 5] & 4)  # this page ends its stream
-            position += 27 + segments + sum(table)
-        return position > len(data) or not last
-    return False
+def _decoded(data: bytes, seconds: float, allowed: float) -> Waveform:
+    """One sound file as one channel, up to `seconds`, which are left of those `allowed`; it may be empty."""
+    import soundfile
 
-
-def _wav_end(data: bytes) -> int:
-    """Where the `data` chunk of a WAV file ends, by its header; the file's own end if the header leaves it open."""
-    position = 12
-    while position + 8 <= len(data):
-        size = int.from_bytes(data[position + 4 : position + 8], "little")
-        if data[position : position + 4] == b"data":
-            return len(data) if _endless(data) else position + 8 + size
-        position += 8 + size + size % 2
-    return position + 8  # it ends before the sound begins
-
-
-def _endless(data: bytes) -> bool:
-    """Whether this WAV or FLAC was written to a pipe: its header could not know the length, says 0 or the largest number."""
-    if data.startswith(b"fLaC"):
-        return not int.from_bytes(data[21:26], "big") & ((1 << 36) - 1)
-    place = data.find(b"data", 12, 4096) if data.startswith(b"RIFF") else -1
-    return place > 0 and data[place + 4 : place + 8] in (b"\0\0\0\0", b"\xff\xff\xff\xff")
+    cut_short, endless = sound_files.cut_short(data), sound_files.without_length(data)
+    blocks, frames = [], 0
+    try:
+        with soundfile.SoundFile(_Sound(data)) as file:
+            rate, promised = file.samplerate, file.frames
+            if endless:  # FLAC without a length cannot seek, and soundfile would after each block
+                file.seekable = lambda: False
+            if cut_short:
+                raise BadSample("truncated-audio", "the file ends before its own structure does")
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise BadSample("not-audio", f"a sampling rate of {rate} Hz")
+            limit = int(seconds * rate)
+            if promised > limit and not endless:
+                raise BadSample("audio-too-long", f"{promised} frames at {rate} Hz is over {allowed:g} s")
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                frames += len(block)
+                if frames > limit:
+                    raise BadSample("audio-too-long", f"over {allowed:g} s at {rate} Hz")
+                blocks.append(block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32))
+                if frames == promised and file.seekable():
+                    break  # a seekable file is read to its promised end and no further: spares the seeks of asking
+    except soundfile.LibsndfileError as error:  # its whole text names the object that was opened by its address
+        raise BadSample("truncated-audio" if cut_short else "not-audio", error.error_string) from None
+    if frames < promised and not endless:
+        raise BadSample("truncated-audio", f"{frames} of {promised} frames")
+    return Waveform(blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks]), rate)
 
 
 class _Sound(io.BytesIO):
