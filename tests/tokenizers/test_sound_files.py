@@ -172,14 +172,17 @@ def test_an_ogg_file_that_lacks_a_page_is_refused():
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE", "AVERAGE"])
 def test_mp3_without_a_count_of_its_frames_is_read_whole(mode):
-    """libsndfile guesses its length from the first frame's bitrate, and stops there: a third of this one."""
+    """The library guesses its length from the first frame's bitrate, and stops there: a third of this one."""
     loud = TONE + np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
     samples = np.concatenate([np.zeros(RATE, np.float32), loud, 0.01 * loud, loud])
     data = untagged(sound_as("MP3", samples, bitrate_mode=mode))
     assert 4 <= seconds(data) < 4.2 and 8 <= seconds(data + data) < 8.3
     assert 5 <= seconds(sound_as("MP3") + data) < 5.2 and 5 <= seconds(data + sound_as("MP3")) < 5.2
     assert reason(data[:-20]) == "truncated-audio"  # nothing but the half frame tells
-    wave, whole = media.load_speech(data).samples, media.load_speech(sound_as("MP3", samples, bitrate_mode=mode)).samples
+    wave, whole = (
+        media.load_speech(data).samples,
+        media.load_speech(sound_as("MP3", samples, bitrate_mode=mode)).samples,
+    )
     best = max(
         float(np.corrcoef(wave[lag : lag + 3 * RATE], whole[RATE // 4 : RATE // 4 + 3 * RATE])[0, 1])
         for lag in range(RATE // 4, RATE // 4 + 1200)
@@ -190,7 +193,9 @@ def test_mp3_without_a_count_of_its_frames_is_read_whole(mode):
 def test_numbers_that_any_bytes_may_hold_end_no_walk():
     """Broken, joined and repeated: whatever the bytes, an answer comes soon, and it is sound or a reason."""
     random = np.random.default_rng(1)
-    files = [sound_as(f, TONE[:4000]) for f in ("WAV", "RF64", "W64", "CAF", "AU", "NIST", "AIFF", "OGG", "MP3", "FLAC")]
+    files = [
+        sound_as(f, TONE[:4000]) for f in ("WAV", "RF64", "W64", "CAF", "AU", "NIST", "AIFF", "OGG", "MP3", "FLAC")
+    ]
     for _ in range(400):
         data = bytearray(files[random.integers(len(files))] + files[random.integers(len(files))])
         for _ in range(random.integers(1, 6)):

@@ -9,18 +9,15 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from motet.core.errors import one_line
-from motet.tokenizers import sound_files
+from motet.tokenizers import deep, picture_files, sound_files
 from motet.tokenizers.contract import BadSample, Waveform
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000  # Hz
 BLOCK = 1 << 18  # frames decoded at a time: what is held besides the mono result
 LOADING = 2
@@ -51,30 +48,18 @@ def load_reduced(
     Raises:
         BadSample: `empty-file`, `not-an-image`, `image-too-large` (more than `max_pixels`, told from the header, before
             any pixel is decoded; or a JPEG whose passes over all its pixels come to PASSES times that), `truncated-image`
-            (the header is sound, the pixels are not all there).
+            (the header is sound, the pixels are not all there), `unknown-white` (numbers of which nothing says which one
+            is white).
     """
     if not data:
         raise BadSample("empty-file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd metadata and large pictures: the size is judged below
-        try:
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise BadSample("image-too-large", str(error)) from None
-        except Exception as error:  # a parser of hostile bytes: whatever it raises is the file's fault
-            raise BadSample("not-an-image", one_line(error)) from None
-        if image.width * image.height > max_pixels:
-            raise BadSample("image-too-large", f"{image.width} x {image.height} is over {max_pixels} pixels")
-        passes = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1
-        if passes * image.width * image.height > PASSES * max_pixels:
-            raise BadSample("image-too-large", f"{image.width} x {image.height} pixels in {passes} passes")
-        try:
-            filled = _reduce(image, side) if side else None
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _on_white(image), filled or image.size
-        except Exception as error:  # the same, one layer deeper
-            raise BadSample("truncated-image", one_line(error)) from None
+    try:
+        return _picture(data, side, max_pixels)
+    except BadSample as bad:
+        bare = picture_files.bare(data) if bad.reason in ("not-an-image", "truncated-image") else data
+        if len(bare) == len(data):
+            raise
+    return _picture(bare, side, max_pixels)  # metadata that Pillow cannot read is no fault of the picture
 
 
 def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
@@ -147,6 +132,27 @@ def dump_wav(wave: Waveform) -> bytes:
     return out.getvalue()
 
 
+def _picture(data: bytes, side: int | None, max_pixels: int) -> tuple[Image.Image, tuple[float, float]]:
+    """What `load_reduced` gives, of a file whose metadata Pillow can read."""
+    with picture_files.Unlimited(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd metadata and large pictures: the size is judged below
+        image = picture_files.opened(data)
+        if image.width * image.height > max_pixels:
+            raise BadSample("image-too-large", f"{image.width} x {image.height} is over {max_pixels} pixels")
+        passes = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1
+        if passes * image.width * image.height > PASSES * max_pixels:
+            raise BadSample("image-too-large", f"{image.width} x {image.height} pixels in {passes} passes")
+        try:
+            filled = _reduce(image, side) if side else None
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _on_white(image), filled or image.size
+        except BadSample:
+            raise
+        except Exception as error:  # a parser of hostile bytes: whatever it raises is the file's fault
+            raise BadSample("truncated-image", one_line(error)) from None
+
+
 def _reduce(image: Image.Image, side: int) -> tuple[float, float] | None:
     """Ask a JPEG's decoder for the least scale whose short side is `side` or more; what will be filled, if not all."""
     if not isinstance(image, JpegImageFile):
@@ -161,9 +167,9 @@ def _reduce(image: Image.Image, side: int) -> tuple[float, float] | None:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16-bit grey by its high byte, transparency laid on white."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """Any mode as RGB: more than 8 bits by their highest, transparency laid on white."""
+    if image.mode.startswith(("I", "F")):
+        return deep.grey(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -211,30 +217,3 @@ class _Sound(io.BytesIO):
             return super().seek(offset, whence)
         except ValueError:
             return self.tell()
-
-
-class _Once:
-    """A file of which no more than its own size is read, in all."""
-
-    def __init__(self, file: IO[bytes]):
-        at = file.tell()
-        self._file, self._left = file, file.seek(0, os.SEEK_END)
-        file.seek(at)
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        self._left -= size
-        if self._left < 0:
-            raise OSError("its directory's values lie one over another")
-        return self._file.read(size)
-
-
-def _load_once(directory: ImageFileDirectory_v2, file: IO[bytes]) -> None:
-    """Pillow copies every value of a directory (TIFF's, or EXIF's in any format), even if thousands of them are the same
-    megabyte of the file: one of 2 MB can ask for 60 GB of memory. Real values do not overlap.
-    """
-    _load_directory(directory, _Once(file))  # type: ignore[arg-type]
-
-
-_load_directory = ImageFileDirectory_v2.load
-ImageFileDirectory_v2.load = _load_once  # type: ignore[assignment,method-assign]
