@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from motet.core.errors import one_line
-from motet.tokenizers import deep, picture_files, sound_files
+from motet.tokenizers import containers, deep, picture_files, sound_files
 from motet.tokenizers.contract import BadSample, Waveform
 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000  # Hz
@@ -68,15 +68,17 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
     Raises:
         BadSample: `empty-file`, `not-audio`, `empty-audio` (no samples), `audio-too-long` (over `max_seconds`, told from
             the header where it says so, and never more than that is decoded), `truncated-audio`, `not-finite-audio`
-            (NaN or infinite samples).
+            (NaN or infinite samples); of video containers `no-decoder` (an extra is not installed) and `no-audio-stream`.
     """
     if not data:
         raise BadSample("empty-file")
-    if not sound_files.is_sound(data):
-        raise BadSample("not-audio", f"starts with {data[:4]!r}")
     waves: list[Waveform] = []
     left = max_seconds
-    for part in sound_files.parts(data):
+    if container := containers.kind(data):
+        waves.append(containers.decoded(data, container, max_seconds))
+    elif not sound_files.is_sound(data):
+        raise BadSample("not-audio", f"starts with {data[:4]!r}")
+    for part in () if container else sound_files.parts(data):
         waves.append(_decoded(part, left, max_seconds))
         left -= len(waves[-1].samples) / waves[-1].rate
     waves = [wave for wave in waves if len(wave.samples)]
