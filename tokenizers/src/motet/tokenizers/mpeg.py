@@ -152,8 +152,7 @@ def _tag(data: bytes, at: int, frames: int) -> bytes:
     head[1] |= 1  # no checksum
     for bits in range(1, 15):
         head[2] = bits << 4 | head[2] & 0x0C
-        size = frame_size(head, 0)
-        assert size is not None
+        size = frame_size(bytes(head), 0) or 0
         if size >= 64:
             break
     side = SIDE[head[1] >> 3 & 3, head[3] >> 6 == 3]

@@ -78,13 +78,12 @@ def bare(data: bytes) -> bytes:
         return PNG + b"".join(kept) if metadata else data
     if data.startswith(JPEG):
         segments = list(_segments(data))
-        metadata = [place for place in segments if place[0] in JPEG_METADATA]
-        blocks = (data[begin + 4 : end] for marker, begin, end in metadata if marker == 0xE1)
+        blocks = (data[begin + 4 : end] for marker, begin, end in segments if marker == 0xE1)
         block = next((block for block in blocks if block.startswith(b"Exif\0\0")), b"")
         kept = [data[begin:end] for marker, begin, end in segments if marker not in JPEG_METADATA]
         exif = _exif(_plain_orientation(block)).tobytes()
         head = JPEG + struct.pack(">HH", 0xFFE1, len(exif) + 2) + exif
-        return head + b"".join(kept) + data[segments[-1][2] :] if metadata else data
+        return head + b"".join(kept) + data[segments[-1][2] :] if len(kept) < len(segments) else data
     return data
 
 
