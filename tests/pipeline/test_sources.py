@@ -232,6 +232,31 @@ def test_segments_of_a_recording_are_its_samples(corpus: Path, tokens) -> None:
     assert found.rejects() == {"bad-segment": 4}
 
 
+def test_segments_of_joined_and_endless_recordings_reach_their_end_or_are_refused(corpus: Path, tokens) -> None:
+    """Two MP3 files in one, a WAV written to a pipe, and files whose end, in a segment, is missing."""
+    random = np.random.default_rng(0)
+    samples = random.normal(0, 0.1, 32_000).clip(-1, 1).astype(np.float32)
+    folder = corpus / "long"
+    folder.mkdir()
+    for form in ("MP3", "WAV", "FLAC"):
+        soundfile.write(folder / f"one.{form.lower()}", samples, 16_000, format=form)
+    mp3, wav, flac = ((folder / f"one.{form}").read_bytes() for form in ("mp3", "wav", "flac"))
+    (folder / "joined.mp3").write_bytes(2 * mp3)
+    (folder / "piped.wav").write_bytes(wav[:40] + b"\xff\xff\xff\x7f" + wav[44:])
+    (folder / "cut.wav").write_bytes(wav[:50_000])
+    (folder / "cut.flac").write_bytes(flac[: len(flac) * 3 // 4])
+    places = {"joined.mp3": 3.0, "piped.wav": 1.0, "cut.wav": 0.0, "cut.flac": 0.0}
+    rows = [{"audio_filepath": f"long/{name}", "offset": offset, "duration": 1.0} for name, offset in places.items()]
+    rows += [{**row, "offset": 1.0} for row in rows if "cut" in row["audio_filepath"]]
+    (corpus / "long.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = tokens(format="nemo", path="long.json")
+    assert [shape for ((_, shape, _),) in documents(found)] == [(40, 2)] * 4
+    assert found.rejects() == {"truncated-audio": 1, "not-audio": 1}  # of FLAC the library says only that it is broken
+    assert {reject["position"] for reject in found.quarantine()} == {
+        f"long.json@{sum(len(json.dumps(row)) + 1 for row in rows[:i])}" for i in (4, 5)
+    }
+
+
 @pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
 def test_compressed_text_gives_the_same_documents(ending: str, compress, corpus: Path, tokens) -> None:
     plain = documents(tokens(format="text", path="text.jsonl"))

@@ -62,7 +62,7 @@ class VAE(pictures.PictureTokenizer):
                 self.model,
                 use="vae",
                 size=self.size,
-                loading=pictures.LOADING,
+                **pictures.loading(settings),
                 patch=self.patch,
                 scale=self.scale,
                 shift=self.shift,

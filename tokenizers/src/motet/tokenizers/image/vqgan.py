@@ -49,7 +49,7 @@ class VQGAN(pictures.PictureTokenizer):
             rate=float((self.size // self.factor) ** 2),
             media_type="image/png",
             hash=weights_hash(
-                self.model, use="vqgan", size=self.size, loading=pictures.LOADING, **device_class(settings.device)
+                self.model, use="vqgan", size=self.size, **pictures.loading(settings), **device_class(settings.device)
             ),
         )
 

@@ -20,6 +20,7 @@ from motet.core.configuration import validate
 from motet.core.hashing import content_hash
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.fitted import load_fitted, save_fitted
+from motet.tokenizers.media import LOADING
 from motet.tokenizers.speech.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.speech.mel import LogMel, MelConfig, frames_of_files
 from motet.tokenizers.speech.mel_tokenizer import MelTokenizer
@@ -59,7 +60,9 @@ class MelRVQ(MelTokenizer):
             latent_dim=0,
             rate=config.frame_rate,
             media_type="audio/wav",
-            hash=content_hash("melrvq", 1, config.model_dump(), self._codebooks_KSM.numpy(), settings.max_seconds),
+            hash=content_hash(
+                "melrvq", LOADING, config.model_dump(), self._codebooks_KSM.numpy(), settings.max_seconds
+            ),
         )
 
     @classmethod

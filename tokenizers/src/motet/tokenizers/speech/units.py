@@ -22,6 +22,7 @@ from motet.core.configuration import validate
 from motet.core.hashing import content_hash
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.fitted import load_fitted, save_fitted
+from motet.tokenizers.media import LOADING
 from motet.tokenizers.speech.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.speech.mel import LogMel, MelConfig, frames_of_files
 from motet.tokenizers.speech.mel_tokenizer import MelTokenizer
@@ -76,7 +77,7 @@ class Units(MelTokenizer):
             media_type="audio/wav",
             hash=content_hash(
                 "units",
-                1,
+                LOADING,
                 config.model_dump(),
                 *(arrays[name].numpy() for name in ("centroids", "frames", "durations")),
                 settings.max_seconds,
