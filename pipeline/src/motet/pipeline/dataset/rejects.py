@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 FOLDER = "rejects"
+LOST_REST = "lost-rest"
+"""The reason of a reject that stands for all that follows where a file of many samples breaks: nobody knows how many."""
 SCHEMA = pa.schema(
     [
         pa.field("source", pa.utf8(), nullable=False),
