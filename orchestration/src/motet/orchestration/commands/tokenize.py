@@ -63,6 +63,13 @@ def tokenize(
         )
         for reason, count in result.manifest.rejects().items():
             typer.echo(f"  {reason}: {count:,}")
+    if result.too_many_rejects and result.broken_files:
+        typer.echo(
+            f"motet: files that break off: {result.broken_files:,} (lost-rest); nobody knows how much of them is lost, so no "
+            f"max_reject_fraction below 1 allows it; {out}/rejects says which: fetch them again, or leave them out of path",
+            err=True,
+        )
+        return 3
     if result.too_many_rejects:
         typer.echo(
             f"motet: {result.rejected:,} of {result.samples:,} samples were rejected, more than max_reject_fraction "

@@ -17,6 +17,8 @@ import pyarrow as pa
 
 FOLDER = "rejects"
 ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+(?=>)")
+LOST_REST = "lost-rest"
+"""The reason of a reject that stands for all that follows where a file of many samples breaks: nobody knows how many."""
 SCHEMA = pa.schema(
     [
         pa.field("source", pa.utf8(), nullable=False),

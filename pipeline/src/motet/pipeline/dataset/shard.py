@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,11 +22,13 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from motet.pipeline.dataset import invariants, messages
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 
 FORMAT_VERSION = 1
 ROWS_PER_BATCH = 512
 METADATA_KEY = b"motet"
+WRONG = "another tool, or somebody, wrote it so; delete the file, and the same `motet tokenize` writes a sound one"
 CURE = "delete the file, and the same `motet tokenize` writes it again"
 
 
@@ -206,6 +209,10 @@ class Batches(Protocol):
     def batch_offsets(self) -> tuple[int, ...]:
         """Where each message begins, and where the last one ends."""
 
+    @property
+    def batch_rows(self) -> tuple[int, ...]:
+        """Documents in each."""
+
 
 class ShardWriter:
     """Writes documents into one file; memory stays at one record batch."""
@@ -248,13 +255,6 @@ class ShardWriter:
         self._rows.append(len(self._pending))
         self._offsets[-1:] = [self._file.size - message.size, self._file.size]
         self._pending = []
-
-
-def _buffers(batch: pa.RecordBatch) -> Iterator[pa.Buffer]:
-    """All that a record batch points to, the names of the sources too."""
-    for column in batch.columns:
-        names = column.dictionary.buffers() if isinstance(column, pa.DictionaryArray) else []
-        yield from (buffer for buffer in (*column.buffers(), *names) if buffer is not None)
 
 
 class _HashingFile:
@@ -314,6 +314,9 @@ class Shard:
             if file_hash is not None and xxhash.xxh3_128_hexdigest(whole) != file_hash:
                 raise DamagedShard(f"{self.path}: is damaged: its bytes are not what was written; {CURE}")
             self._file = pa.ipc.open_file(whole)
+            names, self._blocks = messages.blocks(whole)
+            for begin, end in names:  # the sources', read with the first record batch
+                messages.plain(whole[begin:end])
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DamagedShard(f"{self.path}: not a readable shard: {error}; {CURE}") from None
         self.header = ShardHeader.of(self._file.schema, self.path)
@@ -323,7 +326,10 @@ class Shard:
         if batches is not None and len(batches.batch_hashes) != self._file.num_record_batches:
             told = len(batches.batch_hashes)
             raise DamagedShard(f"{self.path}: {self._file.num_record_batches} record batches, the manifest has {told}")
-        self._batches: dict[int, pa.RecordBatch] = {}
+        self._rows = batches.batch_rows if batches is not None else None
+        if batches is not None and self._blocks != list(pairwise(batches.batch_offsets)):
+            raise DamagedShard(f"{self.path}: its record batches do not lie where the manifest says; {WRONG}")
+        self._batches: dict[int, tuple[pa.RecordBatch, invariants.Spans]] = {}
 
     @property
     def num_batches(self) -> int:
@@ -331,24 +337,28 @@ class Shard:
         return self._file.num_record_batches
 
     def batch(self, i: int) -> pa.RecordBatch:
-        """Record batch `i`, zero-copy; raises DamagedShard if its bytes are not what was written."""
+        """Record batch `i`, zero-copy; DamagedShard if it is not what was written, or not sound."""
         if i not in self._batches:
-            if self._told is not None:
-                begin, end = self._told.batch_offsets[i : i + 2]
-                if xxhash.xxh3_64_hexdigest(self._whole[begin:end]) != self._told.batch_hashes[i]:
-                    raise DamagedShard(
-                        f"{self.path}: record batch {i} is damaged: its bytes are not what was written; {CURE}"
-                    )
+            begin, end = self._blocks[i]
+            message = self._whole[begin:end]
+            if self._told is not None and xxhash.xxh3_64_hexdigest(message) != self._told.batch_hashes[i]:
+                raise DamagedShard(
+                    f"{self.path}: record batch {i} is damaged: its bytes are not what was written; {CURE}"
+                )
             try:
+                messages.plain(message)
                 batch = self._file.get_batch(i)
-                batch.validate()
-            except (OSError, ValueError, pa.ArrowException) as error:
-                raise DamagedShard(f"{self.path}: record batch {i} cannot be read: {error}; {CURE}") from None
-            begin, end = self._whole.address, self._whole.address + self._whole.size
-            if any(b.size and not begin <= b.address <= end - b.size for b in _buffers(batch)):
-                raise DamagedShard(f"{self.path}: record batch {i} is damaged: it points out of the file; {CURE}")
-            self._batches[i] = batch
-        return self._batches[i]
+                invariants.within(batch, self._whole)
+                rows = batch.num_rows if self._rows is None else self._rows[i]
+                self._batches[i] = batch, invariants.check(batch, rows, self.header)
+            except (OSError, ValueError, pa.ArrowException, invariants.Broken) as error:
+                raise DamagedShard(f"{self.path}: record batch {i} is wrong inside: {error}; {WRONG}") from None
+        return self._batches[i][0]
+
+    def spans(self, i: int) -> invariants.Spans:
+        """The spans of record batch `i`."""
+        self.batch(i)
+        return self._batches[i][1]
 
     def documents(self) -> Iterator[Document]:
         """All documents in order; token arrays are views of the mapped file."""

@@ -21,6 +21,7 @@ from motet.pipeline.corpus.entry import Entry
 from motet.pipeline.dataset import index
 from motet.pipeline.dataset.commits import Output
 from motet.pipeline.dataset.manifest import Manifest
+from motet.pipeline.dataset.rejects import LOST_REST
 from motet.pipeline.dataset.shard import FORMAT_VERSION, ShardHeader
 from motet.pipeline.dataset.store import Folder, Store, store_of
 from motet.pipeline.dataset.totals import Sums
@@ -49,8 +50,15 @@ class JobResult:
 
     @property
     def too_many_rejects(self) -> bool:
-        """More samples were rejected than the configuration allows."""
-        return self.rejected > self.max_reject_fraction * self.samples
+        """More samples were rejected than the configuration allows; an unknown number is more than any share but all."""
+        return self.rejected > self.max_reject_fraction * self.samples or (
+            self.broken_files > 0 and self.max_reject_fraction < 1
+        )
+
+    @property
+    def broken_files(self) -> int:
+        """Files of many samples that break somewhere: what follows there is lost, and nobody knows how much that is."""
+        return self.manifest.rejects().get(LOST_REST, 0)
 
 
 def tokenize_corpus(

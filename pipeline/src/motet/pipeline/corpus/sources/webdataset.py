@@ -18,7 +18,7 @@ from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
 from motet.pipeline.corpus.sources.jsonl import row
 from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, language_of, reject, string
-from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.dataset.rejects import LOST_REST, Reject
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
                 members[extension] = digest.update(data) if isinstance(data, bytes) else data
             broken = None
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-            broken = BadSample("broken-tar", f"{error or type(error).__name__}; what follows is lost")
+            broken = BadSample(LOST_REST, f"broken-tar: {error or type(error).__name__}; nobody knows how much follows")
     if members:
         yield _sample(f"{name}/{key}", members, partition.entry)
     if broken is not None:
