@@ -59,10 +59,10 @@ class _Reader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """The next node; counts what it would be if every alias were written out."""
-        event: Any = self.peek_event()
-        before = self._values
+        event, before = self.peek_event(), self._values
+        mark: Any = event.start_mark
         if self._depth == DEEPEST:
-            raise ComposerError(None, None, f"nested more than {DEEPEST} deep", event.start_mark)
+            raise ComposerError(None, None, f"nested more than {DEEPEST} deep", mark)
         self._depth += 1
         self._values += 1
         node = super().compose_node(parent, index)
@@ -70,11 +70,11 @@ class _Reader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             size = self._sizes.get(id(node))
             if size is None:
-                raise ComposerError(None, None, f"*{event.anchor} stands inside itself", event.start_mark)
+                raise ComposerError(None, None, f"*{event.anchor} stands inside itself", mark)
             self._values += size
         self._sizes[id(node)] = self._values - before
         if self._values > MOST_VALUES:
-            raise ComposerError(None, None, f"more than {MOST_VALUES:,} values", event.start_mark)
+            raise ComposerError(None, None, f"more than {MOST_VALUES:,} values", mark)
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
