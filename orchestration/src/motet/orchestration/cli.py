@@ -9,12 +9,14 @@ Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 do
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from motet.core.errors import UserError
+from motet.core.urls import censored
 from motet.orchestration.commands import generate, inspect, run, score, tokenize, tokenizer, train
 
 
@@ -88,7 +90,8 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except Exception as error:
         if debug:
-            raise
+            print(censored(traceback.format_exc()), end="", file=sys.stderr)
+            sys.exit(1)
         if isinstance(error, UserError):
             _fail(str(error), 2)
         told = getattr(error, "format_message", None)  # Typer's own: a wrong verb or option
@@ -102,5 +105,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"motet: {message}", file=sys.stderr)
+    print(f"motet: {censored(message)}", file=sys.stderr)
     sys.exit(code)

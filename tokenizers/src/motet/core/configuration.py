@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from motet.core import notation
 from motet.core.errors import UserError
+from motet.core.urls import censored
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -53,7 +54,9 @@ def validate(data: Any, model: type[Model], where: str) -> Model:
             cure = _cure(model, [str(part) for part in first["loc"]])
             raise UserError(f"{where}: {field}: unknown key; {cure}") from None
         told = _line(first["msg"].removeprefix("Value error, "))
-        raise UserError(f"{where}: {field or 'settings'}: {told} (found {first['input']!r:.80})") from None
+        raise UserError(
+            f"{where}: {field or 'settings'}: {told} (found {censored(repr(first['input'])):.80})"
+        ) from None
 
 
 def dump_config(config: BaseModel) -> str:
@@ -120,4 +123,4 @@ def _known_keys(model: type[BaseModel]) -> set[str]:
 
 def _line(text: str) -> str:
     """Text of a person's file as a part of one line."""
-    return " ".join(text.split())
+    return censored(" ".join(text.split()))

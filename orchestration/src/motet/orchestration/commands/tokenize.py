@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from motet.core.urls import public
+
 
 def tokenize(
     config: Annotated[Path, typer.Argument(help="YAML file: corpus, tokenizers, limits.")],
@@ -43,11 +45,12 @@ def tokenize(
     settings = load_config(config, TokenizeConfig, set_ or [])
     options = EngineOptions(address, gpus_per_worker, tuple(extra or ()))
     result = tokenize_corpus(settings, config.resolve().parent, out, engine, workers, options, retry_rejects)
+    out = public(out)
     if as_json:
         typer.echo(
             json.dumps(
                 {
-                    "out": str(out),
+                    "out": out,
                     "partitions": result.partitions,
                     "partitions_done_now": result.done,
                     "documents": result.manifest.documents,

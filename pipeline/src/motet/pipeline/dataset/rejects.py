@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from motet.core.urls import censored
+
 FOLDER = "rejects"
 SCHEMA = pa.schema(
     [
@@ -53,7 +55,7 @@ def to_bytes(source: str, rejects: Sequence[Reject], keep: bool) -> bytes:
             "position": reject.position,
             "reason": reject.reason,
             # half a surrogate pair, as hostile names may have, is written as its escape
-            "detail": reject.detail.encode("utf-8", "backslashreplace").decode(),
+            "detail": censored(reject.detail).encode("utf-8", "backslashreplace").decode(),
             "hash": reject.hash,
             "parts": [{"modality": m, "bytes": data} for m, data in reject.parts] if keep else None,
         }
