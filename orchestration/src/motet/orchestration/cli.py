@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from motet.core.errors import UserError
 from motet.core.urls import censored
-from motet.orchestration.commands import generate, inspect, run, score, tokenize, tokenizer, train
+from motet.orchestration.commands import generate, inspect, rejects, run, score, tokenize, tokenizer, train
 
 
 class _Verbs(TyperGroup):
@@ -65,6 +65,7 @@ app.command("tokenize", rich_help_panel="Corpus to shards")(tokenize.tokenize)
 app.command("stats", rich_help_panel="Corpus to shards")(inspect.stats)
 app.command("view", rich_help_panel="Corpus to shards")(inspect.view)
 app.command("verify", rich_help_panel="Corpus to shards")(inspect.verify)
+app.command("rejects", rich_help_panel="Corpus to shards")(rejects.rejects)
 app.command("gc", rich_help_panel="Corpus to shards")(tokenize.gc)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel="Corpus to shards")
 app.command("upcycle", rich_help_panel="Shards to model")(train.upcycle)

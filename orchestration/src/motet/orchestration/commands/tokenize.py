@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,10 +42,15 @@ def tokenize(
     from motet.pipeline.job.config import TokenizeConfig
     from motet.pipeline.job.engines import EngineOptions
     from motet.pipeline.job.job import tokenize_corpus
+    from motet.pipeline.job.limits import AllRejected
 
     settings = load_config(config, TokenizeConfig, set_ or [])
     options = EngineOptions(address, gpus_per_worker, tuple(extra or ()))
-    result = tokenize_corpus(settings, config.resolve().parent, out, engine, workers, options, retry_rejects)
+    try:
+        result = tokenize_corpus(settings, config.resolve().parent, out, engine, workers, options, retry_rejects)
+    except AllRejected as error:
+        typer.echo(f"motet: {error}; `motet rejects {shlex.quote(public(out))}` shows more", err=True)
+        return 3
     out = public(out)
     if as_json:
         typer.echo(
@@ -56,6 +62,7 @@ def tokenize(
                     "documents": result.manifest.documents,
                     "rejected": result.rejected,
                     "rejects": result.manifest.rejects(),
+                    "over_limit": list(result.over),
                 }
             )
         )
@@ -67,9 +74,10 @@ def tokenize(
         for reason, count in result.manifest.rejects().items():
             typer.echo(f"  {reason}: {count:,}")
     if result.too_many_rejects:
+        sources = [f"{name} {lost:,} of {samples:,}" for name, (lost, samples) in result.over.items()]
         typer.echo(
-            f"motet: {result.rejected:,} of {result.samples:,} samples were rejected, more than max_reject_fraction "
-            f"{result.max_reject_fraction} allows; see {out}/rejects",
+            f"motet: {result.rejected:,} of {result.samples:,} samples were rejected ({', '.join(sources)}), more than "
+            f"max_reject_fraction {result.max_reject_fraction} allows; `motet rejects {shlex.quote(out)}` shows them",
             err=True,
         )
         return 3
