@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from motet.pipeline.remote import Info, ask, info_of, is_remote, ranged
+from motet.pipeline.remote import Info, ask, concealed, info_of, is_remote, ranged
 
 BLOCK = 1 << 20
 """Bytes read at a time from a local file."""
@@ -28,10 +28,13 @@ class Changed(Exception):
 
 
 def absolute(base: Path, path: str) -> str:
-    """A path of the configuration, relative to `base` unless it is a URI; ValueError or OSError if it can be none."""
+    """A path of the configuration, relative to `base` unless it is a URI; ValueError or OSError if it can be none.
+
+    Of a URI that gives access itself, the public part: `remote` keeps the rest.
+    """
     if path.startswith("file://"):
         path = path[7:]
-    return path.rstrip("/") if is_remote(path) else str((base / path).resolve())
+    return concealed(path).rstrip("/") if is_remote(path) else str((base / path).resolve())
 
 
 def join(root: str, name: str) -> str:

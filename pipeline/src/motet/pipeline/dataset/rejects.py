@@ -15,6 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from motet.core.urls import censored
+
 FOLDER = "rejects"
 ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+(?=>)")
 LOST_REST = "lost-rest"
@@ -56,7 +58,7 @@ def to_bytes(source: str, rejects: Sequence[Reject], keep: bool) -> bytes:
             "source": source,
             "position": reject.position,
             "reason": reject.reason,
-            "detail": _plain(reject.detail),
+            "detail": _plain(censored(reject.detail)),
             "hash": reject.hash,
             "parts": [{"modality": m, "bytes": data} for m, data in reject.parts] if keep else None,
         }

@@ -17,6 +17,7 @@ from motet.pipeline.corpus import files, sources
 from motet.pipeline.corpus.patterns import expand
 from motet.pipeline.corpus.sources.sample import Partition
 from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.remote import secrets_of
 
 
 def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
@@ -48,5 +49,11 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
             raise UserError(f"{where}: path: {entry.path!r} cannot be a path: {error}") from None
         if not cuts:
             raise UserError(f"{where}: path: {path} holds nothing to tokenize; correct it or remove the entry")
-        found += [Partition(entry=entry, index=i, **vars(cut)) for i, cut in enumerate(cuts)]
+        found += [Partition(entry=entry, index=i, secrets=_secrets(cut), **vars(cut)) for i, cut in enumerate(cuts)]
     return found
+
+
+def _secrets(cut: sources.Cut) -> dict[str, str]:
+    if not files.is_remote(cut.root):
+        return {}
+    return secrets_of([cut.root, *([cut.span[0]] if cut.span else (files.join(cut.root, name) for name in cut.files))])

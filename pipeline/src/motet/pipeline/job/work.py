@@ -29,7 +29,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 from motet.core.errors import UserError
 from motet.pipeline.dataset.commits import Output
 from motet.pipeline.job.child import Assignment, Death, Done, Failed, describe, serve
-from motet.pipeline.job.task import Task
+from motet.pipeline.job.task import Result, Task
 from motet.tokenizers.contract import BadSample, TokenizerSpec
 from motet.tokenizers.registry import modules
 
@@ -90,8 +90,8 @@ class Worker:
         self._closed = False
         self._lock = Lock()
 
-    def do(self, task: Task) -> int:
-        """Tokenize and commit one partition; how many bytes of input it had, for progress.
+    def do(self, task: Task) -> Result:
+        """Tokenize and commit one partition; what came of it.
 
         PartitionFailed says which partition and why, if it cannot be done; WorkerLost if it kills every process.
         """
@@ -100,7 +100,7 @@ class Worker:
         while True:
             outcome = self._attempt(Assignment(task, deaths > 0, skip))
             if isinstance(outcome, Done):
-                return task.partition.size
+                return outcome.result
             self._end()
             if isinstance(outcome, Failed):
                 raise PartitionFailed(f"{task.partition.name}: {outcome.reason}; {KEPT}")

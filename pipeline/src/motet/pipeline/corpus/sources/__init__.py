@@ -26,6 +26,7 @@ from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import fixed_part
 from motet.pipeline.corpus.sources.sample import Cut, Note, RawSample
 from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.remote import know
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
@@ -40,6 +41,7 @@ def cut(entry: Entry, config: Cutting, where: str) -> list[Cut]:
 
 def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
     """The samples of a partition in order; `note` is told of everything that was read."""
+    know(partition.secrets)
     return _format(partition.entry).read(partition, note)
 
 
