@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+from motet.pipeline.corpus.sources import sample
 from motet.pipeline.dataset import index, manifest, shard
 from motet.pipeline.job.job import tokenize_corpus
 from motet.pipeline.job.partitions import partitions
@@ -34,4 +35,4 @@ def test_keys_of_partitions(corpus: Path, configure, golden) -> None:
         os.utime(file, ns=(10**18, 10**18))
     plan = partitions(configure(corpus=[*configure().model_dump(mode="json")["corpus"]]), corpus)
     keys = {f"{p.entry.name} {p.index}": p.key("settings") for p in plan if p.entry.name != "sounds"}
-    golden("keys of partitions", shard.FORMAT_VERSION, keys)
+    golden("keys of partitions", sample.READING, keys)

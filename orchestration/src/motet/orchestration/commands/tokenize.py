@@ -63,6 +63,7 @@ def tokenize(
                     "rejected": result.rejected,
                     "rejects": result.manifest.rejects(),
                     "over_limit": list(result.over),
+                    "left_out": {s: [row.to_json() for row in rows] for s, rows in result.manifest.left_out.items()},
                 }
             )
         )
@@ -73,6 +74,9 @@ def tokenize(
         )
         for reason, count in result.manifest.rejects().items():
             typer.echo(f"  {reason}: {count:,}")
+        for source, rows in result.manifest.left_out.items():
+            for row in rows:
+                typer.echo(f"  left out of {source}: {row}")
     if result.too_many_rejects and result.broken_files:
         typer.echo(
             f"motet: files that break off: {result.broken_files:,} (lost-rest); nobody knows how much of them is lost, so no "

@@ -14,14 +14,18 @@ class Entry(Settings):
 
     Attributes:
         name: names the source in shards, statistics and mixtures; unique.
-        format: `folder` (media and a metadata.jsonl), `interleaved` (JSON lines of parts), `text` (.jsonl, .txt, each also
-            .gz or .zst), `parquet`, `webdataset` (tar files), `nemo` (JSON lines of recordings).
+        format: `folder` (media and metadata.jsonl, .csv or .parquet), `interleaved` (JSON lines of parts), `text` (JSON lines,
+            .txt, .md, each also compressed), `parquet`, `webdataset` (tar files), `nemo` (JSON lines of recordings).
         path: folder, file or pattern (`shards/{000..127}.tar`, `*.parquet`); also s3://, gs://, hf://, https://.
-        modality: of a folder's media.
+        modality: of a folder's media, or of a nemo manifest's recordings.
         column: which field of a text line, or of a webdataset's .json, is the document.
-        columns: which columns of a parquet file, or extensions in a webdataset, are what modality, in reading order.
+        columns: which columns of a parquet file or of a folder's metadata, or extensions in a webdataset, are what modality, in
+            reading order.
         language: which field, column or .json field tells a document's language.
-        root: folder that media paths start from; by default that of the file which names them.
+        root: folder that media paths start from, by default that of the file which names them; of a folder: links may lead
+            to anywhere below it.
+
+    A field that the format does not use is refused.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

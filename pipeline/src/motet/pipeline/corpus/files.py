@@ -1,6 +1,6 @@
 """Where input bytes lie: local paths by plain system calls; s3://, gs://, hf://, https:// and the like through fsspec.
 
-    path or URI --`walk` | `entries` | `stat`--> names, sizes, versions --`read` | `blocks` | `opened`--> bytes, as many as promised
+    path or URI --`entries` | `stat` (`tree` has all below a folder)--> names, sizes, versions --`read` | `blocks` | `opened`--> bytes, as many as promised
 
 Remote files are asked for by `remote`, which tries again while that may help.
 """
@@ -47,6 +47,16 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def ending_of(name: str) -> str:
+    """The kind of a file by its name, for a person: without regard to case, as far as the last dot."""
+    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
+    return (
+        f"files ending in .{printable(ending.lower())}"
+        if dot and stem and len(ending) <= 16
+        else "files without an ending"
+    )
+
+
 def stat(path: str) -> Info | None:
     """Size and version of a file; None if there is no such file (a local folder counts as one, for messages)."""
     if is_remote(path):
@@ -72,22 +82,6 @@ def is_folder(path: str) -> bool:
             return False
         return bool(info["type"] == "directory")
     return os.path.isdir(path)
-
-
-def walk(root: str) -> dict[str, Info]:
-    """Every file below a folder, by relative name, sorted; names that begin with a dot are left out. One listing."""
-    found: dict[str, Info] = {}
-    if is_remote(root):
-        listed = ask(root, lambda fs, name: (name, fs.find(name, detail=True)))
-        for name, info in listed[1].items():
-            found[name[len(listed[0]) :].lstrip("/")] = info_of(info)
-    else:
-        for folder, _, names in os.walk(root):
-            for name in names:
-                path = os.path.join(folder, name)
-                if os.path.isfile(path) and (info := stat(path)) is not None:
-                    found[Path(path).relative_to(root).as_posix()] = info
-    return {name: found[name] for name in sorted(found) if not name.rsplit("/", 1)[-1].startswith(".")}
 
 
 def listing(root: str) -> Callable[[str], Info | None]:

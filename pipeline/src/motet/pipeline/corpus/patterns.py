@@ -10,7 +10,8 @@ import os
 import re
 from fnmatch import fnmatchcase
 
-from motet.pipeline.corpus.files import Info, entries, is_remote, join, listing, stat, walk
+from motet.pipeline.corpus.files import Info, entries, is_remote, join, listing, stat
+from motet.pipeline.corpus.tree import walk
 from motet.pipeline.remote import concealed, revealed
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.pipeline.dataset import rejects
+from motet.pipeline.dataset.left_out import LeftOut
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
 from motet.pipeline.dataset.rejects import Reject
 from motet.pipeline.dataset.seal import seal, unseal
@@ -75,7 +76,15 @@ class Output:
 
         return {name for name in names if not whole(name)}
 
-    def commit(self, name: str, shard: Path, entry: ShardEntry, totals: Totals, rejected: Sequence[Reject]) -> None:
+    def commit(
+        self,
+        name: str,
+        shard: Path,
+        entry: ShardEntry,
+        totals: Totals,
+        rejected: Sequence[Reject],
+        left_out: Sequence[LeftOut] = (),
+    ) -> None:
         """Keep what a partition came to: its scratch file `shard`, its rejects, and last the commit `name` that says so."""
         if entry.rows:
             entry = replace(entry, file=f"shards/{entry.source}-{entry.partition:05d}-{entry.hash[:12]}.arrow")
@@ -84,13 +93,18 @@ class Output:
         if rejected:
             quarantine = rejects.to_bytes(entry.source, rejected, self.keep_rejected)
             self.store.write(f"{rejects.FOLDER}/{quarantine_of(name)}", quarantine)
-        told = {"entry": entry.to_json(), "totals": totals.to_json(), "quarantine": content_hash(quarantine)}
+        told = {
+            "entry": entry.to_json(),
+            "totals": totals.to_json(),
+            "quarantine": content_hash(quarantine),
+            "left_out": [row.to_json() for row in left_out],
+        }
         commit = seal(json.dumps(told, ensure_ascii=False))
         if not self.store.create(f"commits/{name}", commit) and self.missing([name]):
             self.store.write(f"commits/{name}", commit)  # one whose shard is gone or damaged
 
     def commits(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """These commits: `entry` and `totals` of each, one after the other, because all are too much for memory."""
+        """These commits: `entry`, `totals` and `left_out` of each, one after the other, because all are too much for memory."""
         return (commit for _, commit in self._read(names))
 
     def finished(self, names: Sequence[str]) -> Manifest | None:
@@ -143,7 +157,8 @@ class Output:
         try:
             commit = unseal(self.store.read(f"commits/{name}"))
             entry = ShardEntry.from_json({**commit["entry"], "commit": name})
-            return {"entry": entry, "totals": Totals.from_json(commit["totals"])}
+            left_out = tuple(map(LeftOut.from_json, commit.get("left_out", ())))
+            return {"entry": entry, "totals": Totals.from_json(commit["totals"]), "left_out": left_out}
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

@@ -22,6 +22,7 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.pipeline.dataset import rejects
+from motet.pipeline.dataset.left_out import LeftOut
 from motet.pipeline.dataset.seal import seal, unseal
 from motet.pipeline.dataset.shard import DamagedShard, Shard
 from motet.pipeline.dataset.store import Store, store_of
@@ -122,6 +123,7 @@ class Manifest:
         lengths: for each source, how many documents have exactly this many tokens.
         span_lengths: likewise of spans, by source and modality.
         tables: for each source, the modality table of its shards: what their `span_modality` indexes.
+        left_out: for each source that leaves something out, a row per kind; a file without this field tells of none.
     """
 
     store: Store
@@ -134,6 +136,7 @@ class Manifest:
     lengths: dict[str, dict[int, int]] = field(default_factory=dict)
     span_lengths: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
     tables: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, tuple[LeftOut, ...]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, place: str | Path) -> Manifest:
@@ -189,6 +192,7 @@ class Manifest:
                     source: {m: _numbers(counts) for m, counts in by.items()}
                     for source, by in data["span_lengths"].items()
                 },
+                left_out={s: tuple(map(LeftOut.from_json, rows)) for s, rows in data.get("left_out", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: is damaged: {error!r}; run `motet tokenize` again, it re-makes it") from None
@@ -206,6 +210,8 @@ class Manifest:
             "lengths": self.lengths,
             "span_lengths": self.span_lengths,
         }
+        if self.left_out:
+            head["left_out"] = {source: [row.to_json() for row in rows] for source, rows in self.left_out.items()}
         lines = [f' "{key}": {json.dumps(value)},' for key, value in head.items()]
         shards = ",\n".join(f"  {json.dumps(entry.to_json(), ensure_ascii=False)}" for entry in self.shards)
         return seal("\n".join(["{", *lines, f' "shards": [\n{shards}\n ]', "}"])).decode()

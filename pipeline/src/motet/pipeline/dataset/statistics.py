@@ -13,7 +13,7 @@ import shlex
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from motet.pipeline.dataset.left_out import LeftOut
 from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.dataset.sketch import Duplicates, duplicates
 
@@ -83,6 +84,7 @@ class Statistics:
         languages: documents and tokens of each language that a source tells.
         duplicates: documents that repeat the content of another.
         longest: the longest documents of each source.
+        left_out: what each source leaves out, a row per kind.
     """
 
     documents: int
@@ -101,6 +103,7 @@ class Statistics:
     languages: dict[str, dict[str, int]]
     duplicates: Duplicates
     longest: tuple[Outlier, ...]
+    left_out: dict[str, tuple[LeftOut, ...]] = field(default_factory=dict)
 
     @property
     def bytes_per_token(self) -> float:
@@ -174,6 +177,7 @@ def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096
         ),
         rejects={reason: dict(sorted(by.items())) for reason, by in sorted(rejects.items())},
         packing=tuple(packing(packed, sequence) for sequence in sorted(set(sequences))),
+        left_out=manifest.left_out,
     )
 
 
@@ -264,6 +268,8 @@ def table(stats: Statistics) -> Group:
         for reason, by in stats.rejects.items():
             bad.add_row(reason, f"{sum(by.values()):,}", ", ".join(f"{s} {n:,}" for s, n in by.items()))
         parts.append(bad)
+    if stats.left_out:
+        parts.append(_left_out(stats))
     if stats.languages:
         parts.append(_languages(stats))
     parts.append(_outliers(stats))
@@ -290,6 +296,19 @@ def _languages(stats: Statistics) -> Table:
     for code, language in sorted(stats.languages.items(), key=lambda item: (-item[1]["tokens"], item[0])):
         languages.add_row(escape(code), f"{language['documents']:,}", f"{language['tokens']:,}")
     return languages
+
+
+def _left_out(stats: Statistics) -> Table:
+    found = Table(box=box.SIMPLE_HEAD)
+    found.add_column("left out")
+    for head in ("how many", "bytes"):
+        found.add_column(head, justify="right")
+    found.add_column("for example; why; what would take it in", overflow="fold")
+    for source, rows in stats.left_out.items():
+        for row in rows:
+            told = f"{row.example}; {row.why}; {row.cure}"
+            found.add_row(escape(f"{source}: {row.kind}"), f"{row.count:,}", f"{row.bytes:,}", escape(told))
+    return found
 
 
 def _outliers(stats: Statistics) -> Table:

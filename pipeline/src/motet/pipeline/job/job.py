@@ -20,6 +20,7 @@ from motet.pipeline.corpus import sources
 from motet.pipeline.corpus.entry import Entry
 from motet.pipeline.dataset import index
 from motet.pipeline.dataset.commits import Output
+from motet.pipeline.dataset.left_out import Rest, planned
 from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.dataset.rejects import LOST_REST
 from motet.pipeline.dataset.shard import FORMAT_VERSION, ShardHeader
@@ -85,7 +86,9 @@ def tokenize_corpus(
     """
     run = engine_of(engine)
     store = store_of(out)
-    plan = partitions(config, base)
+    rests = {entry.name: Rest() for entry in config.corpus}
+    plan = partitions(config, base, rests)
+    unread = {name: rest.rows for name, rest in rests.items() if rest.rows}
     settings, specs = described(config.tokenizers, base)
     complete = config.model_copy(
         update={
@@ -115,9 +118,10 @@ def tokenize_corpus(
         if (
             manifest is None
             or (manifest.sources, manifest.tokenizers) != (entry_names, specs)
+            or {name: told for name, rows in manifest.left_out.items() if (told := planned(rows))} != unread
             or not index.whole(store)
         ):
-            manifest = _manifest(store, config, headers, specs, output.commits(names))
+            manifest = _manifest(store, config, headers, specs, output.commits(names), rests)
             whole = len(manifest.shards) == len(tasks)
             assert whole, "an engine returned without an error, but did not commit every partition"
             index.write(manifest)
@@ -149,11 +153,14 @@ def _manifest(
     headers: dict[str, ShardHeader],
     specs: dict[str, TokenizerSpec],
     commits: Iterable[dict[str, Any]],
+    rests: dict[str, Rest],
 ) -> Manifest:
     sums, shards = Sums(), []
     for commit in commits:
         shards.append(commit["entry"])
         sums.add(commit["entry"].source, commit["totals"])
+        for row in commit["left_out"]:
+            rests[commit["entry"].source].take(row)
     return Manifest(
         store=store,
         modalities=tuple(specs),
@@ -165,4 +172,5 @@ def _manifest(
         lengths=sums.lengths,
         span_lengths=sums.span_lengths,
         tables={name: list(header.modalities) for name, header in headers.items()},
+        left_out={name: rest.rows for name, rest in rests.items() if rest.rows},
     )

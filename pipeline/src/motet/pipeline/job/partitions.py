@@ -10,18 +10,22 @@ tokenized again, and only it.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.pipeline.corpus import files, sources
 from motet.pipeline.corpus.patterns import expand
 from motet.pipeline.corpus.sources.sample import Partition
+from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.job.config import TokenizeConfig
 from motet.pipeline.remote import secrets_of
 
 
-def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
-    """All of them, in order; UserError for anything in the configuration that does not exist."""
+def partitions(config: TokenizeConfig, base: Path, rests: Mapping[str, Rest] | None = None) -> list[Partition]:
+    """All of them, in order; UserError for anything in the configuration that does not exist. What a source leaves out is
+    added to its rest in `rests`, by its name.
+    """
     found: list[Partition] = []
     names: set[str] = set()
     for i, entry in enumerate(config.corpus):
@@ -29,6 +33,7 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
         if entry.name in names:
             raise UserError(f"{where}: name: another entry is called so too; choose a name of its own")
         names.add(entry.name)
+        sources.refuse_unused(entry, where)
         try:
             entry = sources.absolute(entry, base)
             path = entry.path
@@ -39,7 +44,7 @@ def partitions(config: TokenizeConfig, base: Path) -> list[Partition]:
             for modality in sources.needed(entry, where):
                 if modality not in config.tokenizers:
                     raise UserError(f"{where}: there is no tokenizer for '{modality}'; add one under tokenizers")
-            cuts = sources.cut(entry, config, where)
+            cuts = sources.cut(entry, config, where, (rests or {}).get(entry.name))
         except FileNotFoundError as error:
             missing = error.filename or error
             raise UserError(

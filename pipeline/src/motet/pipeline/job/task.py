@@ -53,7 +53,7 @@ class Task:
         """Tokenize the partition and commit what it came to."""
         with output.store.scratch() as scratch:
             outcome = tokenize(self.partition, tokenizers, self.header, scratch, guard)
-            output.commit(self.commit, scratch, outcome.entry, outcome.totals, outcome.rejects)
+            output.commit(self.commit, scratch, outcome.entry, outcome.totals, outcome.rejects, outcome.left_out)
         seen = example(outcome.rejects[0]) if outcome.rejects else ""
         return Result(self.partition.entry.name, self.partition.size, outcome.entry.rows, outcome.entry.rejects, seen)
 

@@ -22,6 +22,7 @@ from motet.core.hashing import content_hash
 from motet.pipeline.corpus.sources import RawSample, read
 from motet.pipeline.corpus.sources.sample import Partition
 from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.left_out import LeftOut, Rest
 from motet.pipeline.dataset.manifest import ShardEntry
 from motet.pipeline.dataset.rejects import Reject
 from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
@@ -55,11 +56,14 @@ class BrokenTokenizer(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a partition: the manifest's entry (its `file` and `commit` still empty), rejects, histograms."""
+    """What became of a partition: the manifest's entry (its `file` and `commit` still empty), rejects, histograms, and what
+    of it was left out.
+    """
 
     entry: ShardEntry
     rejects: tuple[Reject, ...]
     totals: Totals
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def tokenize(
@@ -78,7 +82,8 @@ def tokenize(
     writer = ShardWriter(to, header, [partition.entry.name])
     counts = Counts({m: spec.codebooks for m, spec in header.tokenizers.items()})
     rejects: list[Reject] = []
-    samples, number = read(partition, note), 0
+    rest = Rest()
+    samples, number = read(partition, note, rest), 0
     while chunk := _chunk(samples):
         outcomes = _encode(chunk, number, tokenizers, partition.entry.name, guard)
         number += len(chunk)
@@ -104,7 +109,7 @@ def tokenize(
         rejects=dict(sorted(Counter(r.reason for r in rejects).items())),
         inputs=tuple({"path": p, "size": size, "hash": h} for p, (size, h) in sorted(inputs.items())),
     )
-    return Outcome(entry, tuple(rejects), counts.totals)
+    return Outcome(entry, tuple(rejects), counts.totals, rest.rows)
 
 
 def _chunk(samples: Iterator[RawSample | Reject]) -> list[RawSample | Reject]:

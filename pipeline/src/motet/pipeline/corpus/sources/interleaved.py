@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.sources import jsonl
 from motet.pipeline.corpus.sources.media import Media
-from motet.pipeline.corpus.sources.sample import Cut, Note, RawSample, string
+from motet.pipeline.corpus.sources.sample import Cut, Note, RawSample, empty, string
+from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
+
+
+USES = ("language", "root")
+INSTEAD = {
+    "modality": "each part of a row says its own",
+    "column": "the text of a row stands in its parts",
+    "columns": "each part of a row says its own modality",
+}
 
 
 def needed(entry: Entry, where: str) -> list[str]:
@@ -26,7 +35,7 @@ def modalities(entry: Entry) -> None:
     return None
 
 
-def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
+def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
     """See sources."""
     root, found = jsonl.found(entry, where)
     for path, own in found:
@@ -37,7 +46,7 @@ def _named(row: dict[str, Any]) -> list[Any]:
     return [value for part in row["parts"] for modality, value in part.items() if modality != "text"]
 
 
-def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | Reject]:
     """See sources."""
     media = Media(partition, note)
 
@@ -50,8 +59,14 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
             if not isinstance(part, dict) or len(part) != 1:
                 raise BadSample("bad-part", f"parts.{i} is not one modality with its value")
             ((modality, value),) = part.items()
+            if modality == "text" and empty(value):
+                continue
             text = string(value, f"parts.{i}.{modality}")
             found.append((modality, text if modality == "text" else media.read(value)))
+        if not found:
+            raise BadSample("no-parts", "every part is an empty text")
         return tuple(found)
 
-    yield from jsonl.read(partition, note, parts)
+    why, cure = "a document is made of `parts`", "write it into `parts`, or name it as `language`"
+    used = {"id", "parts", partition.entry.language}
+    yield from jsonl.read(partition, note, parts, jsonl.Fields(rest, used, why, cure))

@@ -7,10 +7,13 @@ A line's place is its byte offset (in the decompressed stream, if it is compress
 
 from __future__ import annotations
 
+import bz2
 import json
+import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -20,15 +23,18 @@ from motet.core.errors import UserError
 from motet.pipeline.corpus import files
 from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
-from motet.pipeline.corpus.sources.media import inside
+from motet.pipeline.corpus.sources.media import below, inside
 from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, Version, language_of, reject
+from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import LOST_REST, Reject
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+MOST_SHAPES = 256
+"""Sets of fields that are remembered while the lines of a partition are counted."""
 PEEK = 1 << 14
 """Bytes read at a time to find the end of a line; doubled while none is found."""
 
@@ -62,8 +68,13 @@ def cuts(path: str, size: int, step: int) -> list[int]:
     return sorted({*places, size})
 
 
-def lines(blocks: Iterable[bytes], begin: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """(offset, line without its end); blank lines are left out; None for one that is longer than MAX_FILE."""
+def compression(name: str) -> str:
+    """The ending, in lower case, that says how a file is compressed; empty if it is not."""
+    return next((ending for ending in COMPRESSED if name.lower().endswith(ending)), "")
+
+
+def lines(blocks: Iterable[bytes], begin: int = 0, blank: bool = False) -> Iterator[tuple[int, bytes | None]]:
+    """(offset, line without its end); blank lines are left out unless `blank`; None for one that is longer than MAX_FILE."""
     rest: list[bytes] = []
     held, too_long = 0, False
     for block in blocks:
@@ -78,7 +89,7 @@ def lines(blocks: Iterable[bytes], begin: int = 0) -> Iterator[tuple[int, bytes 
             line = b"".join(rest) if len(rest) > 1 else rest[0] if rest else b""
             if too_long:
                 yield begin, None
-            elif line and not line.isspace():
+            elif blank or (line and not line.isspace()):
                 yield begin, line
             begin += held + 1
             rest, held, too_long = [other], len(other), False
@@ -90,8 +101,12 @@ def lines(blocks: Iterable[bytes], begin: int = 0) -> Iterator[tuple[int, bytes 
 
 
 def decompressed(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """The content of a .gz or .zst stream, of one or several members, in bounded memory; BadSample where it breaks."""
-    gz = name.endswith(".gz")
+    """The content of a compressed stream, of one or several members, in bounded memory; BadSample where it breaks."""
+    ending = compression(name)
+    if ending in (".bz2", ".xz"):
+        yield from _bounded(blocks, ending)
+        return
+    gz = ending == ".gz"
     make: Callable[[], Any] = (lambda: zlib.decompressobj(31)) if gz else _zstandard
     stream, fresh = make(), True
     try:
@@ -114,7 +129,31 @@ def decompressed(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
             raise UserError(_too_wide(name)) from None
         raise BadSample("broken-compression", str(error)) from None
     if not fresh:
-        raise BadSample("truncated-file", f"the {name[name.rfind('.') :]} stream ends early")
+        raise BadSample("truncated-file", f"the {ending} stream ends early")
+
+
+def _bounded(blocks: Iterable[bytes], ending: str) -> Iterator[bytes]:
+    """`decompressed` of .bz2 and .xz, whose readers bound what they give themselves."""
+    make: Callable[[], Any] = bz2.BZ2Decompressor if ending == ".bz2" else _xz
+    stream, fresh = make(), True
+    for block in blocks:
+        if fresh:
+            block = block.lstrip(b"\0")  # padding between streams
+        while block or not (fresh or stream.needs_input):
+            try:
+                data = stream.decompress(block, files.BLOCK)
+            except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+                raise BadSample("broken-compression", str(error)) from None
+            yield data
+            block, fresh = b"", False
+            if stream.eof:
+                block, stream, fresh = stream.unused_data.lstrip(b"\0"), make(), True
+    if not fresh:
+        raise BadSample("truncated-file", f"the {ending} stream ends early")
+
+
+def _xz() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(memlimit=1 << 28)
 
 
 def _zstandard() -> Any:
@@ -159,6 +198,52 @@ def _other(line: bytes) -> Any:
         raise BadSample("not-json", str(error)) from None
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a file is cut into records, and what a record says.
+
+    Attributes:
+        records: blocks of bytes and the place where they begin -> (place, record), None for one that is too large.
+        parse: a record -> its fields by name; BadSample if it has none.
+        begin: where the first record begins.
+    """
+
+    records: Callable[[Iterable[bytes], int], Iterator[tuple[int, bytes | None]]]
+    parse: Callable[[bytes], dict[str, Any]]
+    begin: int = 0
+
+
+JSON = Form(lines, row)
+
+
+class Fields:
+    """Counts the fields of rows that no rule reads; those of equal rows at once."""
+
+    def __init__(self, rest: Rest, used: Container[Any], why: str, cure: str, of: str = "") -> None:
+        self._rest, self._used, self._why, self._cure, self._of = rest, used, why, cure, of
+        self._shapes: dict[tuple[str, ...], list[Any]] = {}
+
+    def count(self, row: dict[str, Any], place: str, offset: int | None = None) -> None:
+        """One row more; `place` and `offset` name it, if it is the first of its kind."""
+        shape = tuple(row)
+        if (known := self._shapes.get(shape)) is not None:
+            known[0] += 1
+            return
+        if len(self._shapes) == MOST_SHAPES:
+            self.close()
+        self._shapes[shape] = [1, place if offset is None else f"{place}@{offset}"]
+
+    def close(self) -> None:
+        """Tell the rest."""
+        for shape, (count, example) in self._shapes.items():
+            for key in shape:
+                if key not in self._used:
+                    name = key.encode("utf-8", "backslashreplace").decode()[:64]
+                    kind = f"field '{name}'{self._of}"
+                    self._rest.add("field", kind, example, self._why, self._cure.format(name), count)
+        self._shapes = {}
+
+
 def found(entry: Entry, where: str) -> tuple[str, list[tuple[str, Version]]]:
     """(root of media, (path, version) of every file) that an entry's path means."""
     if files.is_folder(entry.path):
@@ -170,7 +255,7 @@ def found(entry: Entry, where: str) -> tuple[str, list[tuple[str, Version]]]:
     own = []
     for name, info in infos.items():
         path = files.join(folder, name)
-        if path.endswith(COMPRESSED):
+        if compression(path):
             raise UserError(f"{where}: path: {path} is compressed, and its rows name files; decompress it first")
         if path.startswith(f"{root}/"):
             name = path[len(root) + 1 :]
@@ -179,69 +264,75 @@ def found(entry: Entry, where: str) -> tuple[str, list[tuple[str, Version]]]:
 
 
 def rows(
-    path: str, own: Version, root: str, config: Cutting, named: Callable[[dict[str, Any]], list[Any]]
+    path: str,
+    own: Version,
+    root: str,
+    config: Cutting,
+    named: Callable[[dict[str, Any]], list[Any]],
+    form: Form = JSON,
+    look: Callable[[str], files.Info | None] | None = None,
 ) -> Iterator[Cut]:
     """Ranges of a file whose rows name media (`named`), with the media's versions: what decides what becomes of them."""
-    look = files.listing(root)
-    begin = end = count = 0
+    look = look or files.listing(root)
+    begin = end = form.begin
+    count = 0
     media: dict[str, Version] = {}
 
     def cut_off() -> Cut:
         size = end - begin + sum(max(size, 0) for _, size, _ in media.values())
         return Cut(root=root, span=(path, begin, end), versions=(own, *media.values()), size=size)
 
-    for offset, line in lines(files.blocks(path, 0, own[1])):
+    for offset, line in form.records(files.blocks(path, begin, own[1]), begin):
         after = offset + (len(line) + 1 if line is not None else 0)
         if count and (after - begin > config.partition_bytes or count == config.partition_samples):
             yield cut_off()
             begin, count, media = end, 0, {}
         try:
-            names = named(row(line)) if line is not None else []
+            names = named(form.parse(line)) if line is not None else []
         except (BadSample, KeyError, TypeError, AttributeError):
             names = []  # the line will be rejected when it is read
         for name in names:
-            if isinstance(name, str) and name not in media:
-                info = look(name) if inside(name) else None
-                printable = files.printable(name)
-                media[name] = (printable, info.size, info.version) if info else (printable, -1, "")
+            if isinstance(name, str) and (name := below(name, root)) not in media:
+                media[name] = version(name, look)
         end, count = min(after, own[1]), count + 1
     if count:
         end = own[1]
         yield cut_off()
 
 
+def version(name: str, look: Callable[[str], files.Info | None]) -> Version:
+    """Of a media file that a row names."""
+    info = look(name) if inside(name) else None
+    return (files.printable(name), info.size, info.version) if info else (files.printable(name), -1, "")
+
+
 def read(
-    partition: Partition, note: Note, parts: Callable[[dict[str, Any]], tuple[tuple[str, bytes], ...]]
+    partition: Partition,
+    note: Note,
+    parts: Callable[[dict[str, Any]], tuple[tuple[str, bytes], ...]],
+    fields: Fields,
+    form: Form = JSON,
 ) -> Iterator[RawSample | Reject]:
-    """Every line of a partition; `parts` makes a sample of a row."""
+    """Every record of a partition; `parts` makes a sample of a row, `fields` counts what that does not read."""
     assert partition.span is not None
     path, begin, end = partition.span
     name, field, digest = partition.versions[0][0], partition.entry.language, Digest()
     stream: Iterator[bytes] = (digest.update(block) for block in files.blocks(path, begin, end))
-    if path.endswith(COMPRESSED):
+    if compression(path):
         stream = decompressed(stream, path)
     offset, line = begin, None
     try:
-        for offset, line in lines(stream, begin):
+        for offset, line in form.records(stream, begin):
             try:
                 if line is None:
                     raise BadSample("line-too-large", f"more than {MAX_FILE} bytes")
-                found = row(line)
+                found = form.parse(line)
+                fields.count(found, name, offset)
                 yield RawSample(f"{name}@{offset}", parts(found), language_of(found, field) if field else "")
             except BadSample as bad:
                 yield reject(f"{name}@{offset}", bad, line or b"")
     except BadSample as bad:  # what was read stands; the rest cannot be told apart any more
         detail = f"{bad}; nobody knows how much follows"
         yield reject(f"{name}@{offset + (len(line) + 1 if line else 0)}", BadSample(LOST_REST, detail))
+    fields.close()
     note(name, digest.size, digest.hash)
-
-
-def first_row(path: str) -> dict[str, Any]:
-    """The first row of a file, as far as its first 64 KiB tell; empty if there is none, or one that will be rejected."""
-    info = files.stat(path)
-    if info is None:
-        return {}
-    try:
-        return row(files.read(path, 0, min(info.size, 1 << 16)).split(b"\n", 1)[0])
-    except (BadSample, files.Changed):
-        return {}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import posixpath
-from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from motet.pipeline.corpus import files
+from motet.pipeline.corpus import files, tree
 from motet.pipeline.corpus.sources.sample import MAX_FILE, Digest, Note
 from motet.tokenizers.contract import BadSample
 
@@ -23,6 +22,11 @@ def inside(name: str) -> bool:
     )
 
 
+def below(name: str, root: str) -> str:
+    """A path as it is below the root: metadata often have whole ones."""
+    return name[len(root) + 1 :] if name.startswith(f"{root}/") else name
+
+
 class Media:
     """The media files of one partition."""
 
@@ -30,10 +34,11 @@ class Media:
         self._root, self._note = partition.root, note
         self._sizes = {name: size for name, size, _ in partition.versions}
         self._remote = files.is_remote(self._root)
-        self._real = "" if self._remote else os.path.realpath(self._root)
+        self._allowed = () if self._remote else tree.bounds(self._root, partition.entry.root)
 
     def read(self, name: str) -> bytes:
         """A file's bytes; BadSample if it is missing, outside the root (links followed), too large or no file."""
+        name = below(name, self._root)
         data = self._fetched(name) if self._remote else self._opened(name)
         digest = Digest()
         digest.update(data)
@@ -60,7 +65,7 @@ class Media:
     def _opened(self, name: str) -> bytes:
         try:
             path = os.path.realpath(os.path.join(self._root, name))
-            if Path(name).is_absolute() or not Path(path).is_relative_to(self._real):
+            if not (inside(name) or name == ".") or not tree.within(path, self._allowed):
                 raise BadSample("outside-corpus", f"{name} leads out of the corpus folder")
             status = os.stat(path)
             if not S_ISREG(status.st_mode):

@@ -7,20 +7,27 @@ whose `duration` then only describes it. A segment is cut by samples, without lo
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.sources import jsonl
-from motet.pipeline.corpus.sources.media import Media
-from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Note, RawSample, string
+from motet.pipeline.corpus.sources.media import Media, below
+from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Note, RawSample, empty, string
+from motet.pipeline.corpus.sources.values import wav
+from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers import sound_files
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
+
+USES = ("modality", "language", "root")
+INSTEAD = {
+    "column": "the transcript is the field 'text' of a row; rename it there",
+    "columns": "rows are audio_filepath, text, offset, duration; format 'folder' reads other ones",
+}
 
 LONGEST = 24 * 3600.0
 """Seconds that a segment may begin at, or have."""
@@ -36,14 +43,14 @@ def modalities(entry: Entry) -> list[str]:
     return ["text", _modality(entry)]
 
 
-def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
+def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
     """See sources."""
     root, found = jsonl.found(entry, where)
     for path, own in found:
-        yield from jsonl.rows(path, own, root, config, lambda row: [_below(row["audio_filepath"], root)])
+        yield from jsonl.rows(path, own, root, config, lambda row: [row["audio_filepath"]])
 
 
-def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | Reject]:
     """See sources."""
     media, modality = Media(partition, note), _modality(partition.entry)
     last: tuple[str, bytes] = "", b""  # the segments of a recording follow each other
@@ -54,7 +61,7 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
         name, transcript = row.get("audio_filepath"), row.get("text")
         if not isinstance(name, str) or not name:
             raise BadSample("no-file-name", "audio_filepath is missing or is no string")
-        name = _below(name, partition.root)
+        name = below(name, partition.root)
         if name != last[0]:
             last = name, media.read(name)
         data = last[1]
@@ -63,14 +70,11 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
                 whole = name, _whole(data)
             data = _segment(whole[1], _seconds(row, "offset"), _seconds(row, "duration"))
         sound = (modality, data)
-        return (("text", string(transcript, "text")), sound) if transcript else (sound,)
+        return (sound,) if empty(transcript) else (("text", string(transcript, "text")), sound)
 
-    yield from jsonl.read(partition, note, parts)
-
-
-def _below(name: Any, root: str) -> Any:
-    """A path as it is below the root: manifests often have whole ones."""
-    return name[len(root) + 1 :] if isinstance(name, str) and name.startswith(f"{root}/") else name
+    why, cure = "a manifest's row is audio_filepath, text, offset, duration", "rename it, or name it as `language`"
+    used = {"audio_filepath", "text", "offset", "duration", partition.entry.language}
+    yield from jsonl.read(partition, note, parts, jsonl.Fields(rest, used, why, cure))
 
 
 def _modality(entry: Entry) -> str:
@@ -92,7 +96,7 @@ def _whole(data: bytes) -> bytes:
     if len(parts) < 2:
         return parts[0]
     sound = load_speech(data, LONGEST)
-    return _wav(sound.samples.astype("<f4").tobytes(), sound.rate, 1)
+    return wav(sound.samples.astype("<f4").tobytes(), sound.rate, 1)
 
 
 def _segment(data: bytes, offset: float, duration: float) -> bytes:
@@ -115,13 +119,6 @@ def _segment(data: bytes, offset: float, duration: float) -> bytes:
             samples = file.read(frames, dtype="float32", always_2d=True)
             if len(samples) < frames:
                 raise BadSample("truncated-audio", f"{len(samples)} of the segment's {frames} frames")
-            return _wav(samples.astype("<f4").tobytes(), file.samplerate, file.channels)
+            return wav(samples.astype("<f4").tobytes(), file.samplerate, file.channels)
     except soundfile.LibsndfileError as error:
         raise BadSample("not-audio", error.error_string) from None
-
-
-def _wav(samples: bytes, rate: int, channels: int) -> bytes:
-    """32-bit floats as a WAV file. libsndfile would write the time of day into it, and the sample's identity with it."""
-    kind = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, channels, rate, rate * channels * 4, channels * 4, 32)
-    body = kind + struct.pack("<4sI", b"data", len(samples)) + samples
-    return struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WAVE") + body

@@ -1,14 +1,15 @@
-"""Parquet as `datasets` writes it: columns of strings, of bytes, of {bytes, path}; or parallel lists of them.
+"""Parquet as `datasets` writes it: columns of strings, of bytes, of {bytes, path}; lists of them, or parallel lists.
 
     file --row groups, cut into row ranges--> rows, a few at a time --`columns`, in their order--> parts of one sample
 
-Lists are interleaved as in OBELICS (arXiv 2306.16527): the lists of a row have equal lengths, and at each place at most one
-of them holds something. Where bytes are missing, `path` is read, below the entry's `root`.
+A list is read whole where its column stands. Several are interleaved as in OBELICS (arXiv 2306.16527), where the first of them
+stands: the lists of a row have equal lengths, and at each place at most one of them holds something. Where bytes are missing,
+`path` is read, below the entry's `root`. `values` says what a value is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,11 @@ from motet.core.errors import UserError, one_line
 from motet.pipeline.corpus import files
 from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
+from motet.pipeline.corpus.sources.jsonl import version
 from motet.pipeline.corpus.sources.media import Media
-from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, language_of, reject, string
+from motet.pipeline.corpus.sources.sample import Cut, Digest, Note, RawSample, Version, language_of, reject
+from motet.pipeline.corpus.sources.values import is_empty, value_bytes
+from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers.contract import BadSample
 
@@ -35,6 +39,11 @@ CUTS = 4
 """Into how many a row group is cut at most: each of them reads it from its start."""
 MOST_ROWS = 1 << 26
 """Of a row group; a damaged file may promise any number."""
+USES = ("columns", "language", "root")
+INSTEAD = {
+    "column": "name it under `columns`: {{{entry.column}: text}}",
+    "modality": "`columns` says the modality of each",
+}
 GUESSES = {"image": ("image", "img", "picture", "jpg", "png"), "speech": ("audio", "speech", "sound", "wav")}
 
 
@@ -50,7 +59,7 @@ def modalities(entry: Entry) -> list[str]:
     return sorted(set((entry.columns or {}).values()))
 
 
-def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
+def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
     """See sources. Of a row group only the wanted columns are read, a batch at a time."""
     if files.is_folder(entry.path):
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.parquet")
@@ -61,16 +70,21 @@ def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
         path = files.join(folder, name)
         own = (files.printable(name), info.size, info.version)
         with files.opened(path, info.size) as file:
-            try:
-                found = pq.ParquetFile(file)
-                schema, metadata = found.schema_arrow, found.metadata
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise UserError(f"{where}: path: {path} is no Parquet file: {one_line(error)}") from None
+            found = _opened(file, f"{where}: path: {path}")
+            schema, metadata = found.schema_arrow, found.metadata
         for column in wanted:
             if column not in schema.names:
                 raise UserError(f"{where}: columns: {path} has no column '{column}': {_proposal(entry)}")
+        _left_out(metadata, set(wanted), own[0], rest)
         for first, last, size in _cuts(metadata, wanted, entry, config, f"{where}: path: {path}"):
             yield Cut(root=root, span=(path, first, last), versions=(own,), size=size)
+
+
+def _opened(file: Any, where: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{where} is no Parquet file: {one_line(error)}") from None
 
 
 def _cuts(
@@ -108,39 +122,96 @@ def _cuts(
         yield first, begin, run
 
 
-def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+def named_rows(
+    path: str,
+    own: Version,
+    root: str,
+    config: Cutting,
+    named: Callable[[dict[str, Any]], list[str]],
+    look: Callable[[str], files.Info | None],
+    where: str,
+) -> Iterator[Cut]:
+    """Ranges of the rows of a file that name media, as `jsonl.rows` cuts them."""
+    with files.opened(path, own[1]) as file:
+        _opened(file, f"{where}: path: {path}")
+    begin = end = 0
+    media: dict[str, Version] = {}
+    for number, row in rows_between(path, own[1], 0, None, None):
+        if number - begin == config.partition_samples:
+            yield Cut(root=root, span=(path, begin, number), versions=(own, *media.values()), size=_size(media))
+            begin, media = number, {}
+        try:
+            names = named(row) if isinstance(row, dict) else []
+        except BadSample:
+            names = []  # the row will be rejected when it is read
+        media.update((name, version(name, look)) for name in names if name not in media)
+        end = number + 1
+    if end > begin:
+        yield Cut(root=root, span=(path, begin, end), versions=(own, *media.values()), size=_size(media))
+
+
+def _size(media: dict[str, Version]) -> int:
+    return sum(max(size, 0) for _, size, _ in media.values())
+
+
+def _left_out(metadata: pq.FileMetaData, wanted: set[str], name: str, rest: Rest) -> None:
+    """Tell of the columns that are not read, from the footer alone."""
+    sizes: dict[str, int] = {}
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for chunk in (group.column(c) for c in range(group.num_columns)):
+            column = chunk.path_in_schema.split(".", 1)[0]
+            sizes[column] = sizes.get(column, 0) + max(chunk.total_compressed_size, 0)
+    for column, size in sizes.items():
+        if column not in wanted:
+            kind, cure = f"column '{column[:64]}'", f"add it to `columns`, with its modality: {column[:64]}: text"
+            rest.add("column", kind, name, "`columns` does not name it", cure, metadata.num_rows, size)
+
+
+def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | Reject]:
     """See sources."""
     assert partition.span is not None
     path, begin, end = partition.span
-    entry, name, media = partition.entry, partition.versions[0][0], Media(partition, note)
+    entry, (name, size, _), media, digest = partition.entry, partition.versions[0], Media(partition, note), Digest()
     columns = list(dict.fromkeys([*(entry.columns or ()), *([entry.language] if entry.language else ())]))
-    number, digest = begin, Digest()
-    with files.opened(path, partition.versions[0][1]) as file:
+    for number, row in rows_between(path, size, begin, end, columns):
+        position = f"{name}#{number}"
+        sample = reject(position, row) if isinstance(row, BadSample) else _sample(position, row, entry, media)
+        if isinstance(sample, RawSample):
+            for _, data in sample.parts:
+                digest.update(data)
+        yield sample
+    note(name, digest.size, digest.hash)
+
+
+def rows_between(
+    path: str, size: int, begin: int, end: int | None, columns: list[str] | None
+) -> Iterator[tuple[int, dict[str, Any] | BadSample]]:
+    """(number, row) of the rows from `begin` to `end`; BadSample in place of each that the file's damage costs."""
+    number = begin
+    with files.opened(path, size) as file:
         try:
             buffer = files.REMOTE_BLOCK if files.is_remote(path) else BUFFER
             parquet = pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False)
             ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)))
+            columns = columns if columns is not None else list(parquet.schema_arrow.names)
         except (pa.ArrowException, OSError, ValueError) as error:
             _of_the_file(error)
-            parquet, ends = None, [end]
+            parquet, ends = None, [end or 0]
+        end = end if end is not None else (ends or [0])[-1]
         for group, last in enumerate(ends):
             if last <= begin or number >= end:
                 continue
             try:
                 start = last - parquet.metadata.row_group(group).num_rows if parquet else begin
-                for row in _rows(parquet, group, columns, number - start, min(last, end) - start):
-                    sample = _sample(f"{name}#{number}", row, entry, media)
-                    if isinstance(sample, RawSample):
-                        for _, data in sample.parts:
-                            digest.update(data)
+                for row in _rows(parquet, group, columns or [], number - start, min(last, end) - start):
                     number += 1
-                    yield sample
+                    yield number - 1, row
             except (pa.ArrowException, OSError, ValueError) as error:
                 _of_the_file(error)
                 for lost in range(number, min(last, end)):
-                    yield reject(f"{name}#{lost}", BadSample("broken-parquet", one_line(error)))
+                    yield lost, BadSample("broken-parquet", one_line(error))
                 number = min(last, end)
-    note(name, digest.size, digest.hash)
 
 
 def _rows(file: pq.ParquetFile, group: int, columns: list[str], begin: int, end: int) -> Iterator[dict[str, Any]]:
@@ -191,17 +262,18 @@ def _sample(position: str, row: dict[str, Any], entry: Entry, media: Media) -> R
         values = {column: row[column] for column in entry.columns}
         lists = {c: v for c, v in values.items() if isinstance(v, list)}
         parts: list[tuple[str, bytes]] = []
-        if lists:
-            if len({len(value) for value in lists.values()}) > 1:
-                lengths = ", ".join(f"{c} {len(v)}" for c, v in lists.items())
-                raise BadSample("uneven-lists", f"lists of one row have the same length; these have {lengths}")
-            for place in range(len(next(iter(lists.values())))):
-                here = {c: v[place] for c, v in lists.items() if not _empty(v[place])}
-                if len(here) > 1:
-                    raise BadSample("two-at-a-place", f"{' and '.join(here)} both hold something at place {place}")
-                parts += [(entry.columns[c], _bytes(v, f"{c}.{place}", media)) for c, v in here.items()]
-        else:
-            parts = [(entry.columns[c], _bytes(v, c, media)) for c, v in values.items() if not _empty(v)]
+        for column, value in values.items():
+            if column not in lists:
+                if not is_empty(value):
+                    parts.append((entry.columns[column], value_bytes(value, column, media)))
+            elif len(lists) == 1:
+                parts += [
+                    (entry.columns[column], value_bytes(each, f"{column}.{place}", media))
+                    for place, each in enumerate(value)
+                    if not is_empty(each)
+                ]
+            elif column == next(iter(lists)):
+                parts += _interleaved(lists, entry.columns, media)
         if not parts:
             raise BadSample("no-parts", f"{', '.join(entry.columns)}: nothing in any of them")
         return RawSample(position, tuple(parts), language_of(row, entry.language))
@@ -209,23 +281,17 @@ def _sample(position: str, row: dict[str, Any], entry: Entry, media: Media) -> R
         return reject(position, bad)
 
 
-def _empty(value: Any) -> bool:
-    if isinstance(value, dict):
-        return value.get("bytes") is None and not value.get("path")
-    return value is None or value == ""
-
-
-def _bytes(value: Any, where: str, media: Media) -> bytes:
-    if isinstance(value, dict):
-        data, path = value.get("bytes"), value.get("path")
-        value = data if data is not None else media.read(string(path, f"{where}.path").decode())
-    if isinstance(value, str):
-        return string(value, where)
-    if not isinstance(value, bytes):
-        raise BadSample("not-bytes", f"{where} is a {type(value).__name__}, neither text nor bytes")
-    if len(value) > MAX_FILE:
-        raise BadSample("file-too-large", f"{where}: {len(value)} bytes")
-    return value
+def _interleaved(lists: dict[str, list[Any]], columns: dict[str, str], media: Media) -> Iterator[tuple[str, bytes]]:
+    """The parts of the parallel lists of a row."""
+    if len({len(value) for value in lists.values()}) > 1:
+        lengths = ", ".join(f"{c} {len(v)}" for c, v in lists.items())
+        raise BadSample("uneven-lists", f"several lists of one row have the same length; these have {lengths}")
+    for place in range(len(next(iter(lists.values())))):
+        here = {c: v[place] for c, v in lists.items() if not is_empty(v[place])}
+        if len(here) > 1:
+            raise BadSample("two-at-a-place", f"{' and '.join(here)} both hold something at place {place}")
+        for column, value in here.items():
+            yield columns[column], value_bytes(value, f"{column}.{place}", media)
 
 
 def _proposal(entry: Entry) -> str:

@@ -13,6 +13,9 @@ from motet.pipeline.corpus.entry import Entry
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers.contract import BadSample
 
+READING = 2
+"""Raised when the same bytes are read as other samples than before: it is a part of every partition's key."""
+
 MAX_FILE = 1 << 30
 """Bytes of a sample's largest part: a media file, a text file, a line."""
 
@@ -64,7 +67,8 @@ class Partition(Cut):
         """Equal exactly if tokenizing again would give the same bytes (16 hex digits)."""
         entry = self.entry.model_dump(mode="json", exclude={"path", "root"})
         columns = list(self.entry.columns or ())  # their order is the reading order
-        return content_hash(settings_hash, entry, columns, self.index, self.span and self.span[1:], self.versions)[:16]
+        where = (columns, self.index, self.span and self.span[1:], self.versions)
+        return content_hash(READING, settings_hash, entry, *where)[:16]
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,11 @@ def reject(position: str, bad: BadSample, content: bytes = b"") -> Reject:
     """A sample that was refused before it could be read as one; `content` is what stands for it in the source."""
     parts = (("", content),) if content else ()
     return Reject(position, bad.reason, bad.detail, content_hash(content) if content else "", parts)
+
+
+def empty(value: Any) -> bool:
+    """Whether a caption says nothing: then it is no part, in every format, and costs its picture nothing."""
+    return value is None or value == "" or value == b""
 
 
 def string(value: Any, where: str) -> bytes:

@@ -1,8 +1,8 @@
-"""Text: JSON lines with a text column, or files that are a document each; either as it is, or .gz or .zst.
+"""Text: JSON lines with a text column, or files that are a document each; either as it is, or .gz, .bz2, .xz, .zst, .zstd.
 
     books.jsonl --byte ranges--> lines -->| one document each
     books.jsonl.zst --whole-----> lines -->|
-    *.txt, *.txt.gz --runs of files------->|
+    *.txt, *.md.gz --runs of files-------->|
 
 A plan seeks to where partitions begin and reads a line's end there, not the file: it may have 10 TB.
 """
@@ -13,20 +13,23 @@ from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-from motet.pipeline.corpus import files
+from motet.pipeline.corpus import files, tree
 from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
 from motet.pipeline.corpus.sources import jsonl
 from motet.pipeline.corpus.sources.media import Media
 from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Note, RawSample, Version, reject, string
+from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
 
-WHOLE = tuple(f".txt{end}" for end in ("", *jsonl.COMPRESSED))
-LINES = tuple(f"{kind}{end}" for kind in (".jsonl", ".ndjson") for end in ("", *jsonl.COMPRESSED))
+WHOLE = (".txt", ".text", ".md", ".markdown")
+LINES = (".jsonl", ".ndjson", ".json")
+USES = ("column", "language", "root")
+INSTEAD = {"columns": "name the one field that is the document as `column`"}
 
 
 def needed(entry: Entry, where: str) -> list[str]:
@@ -39,25 +42,46 @@ def modalities(entry: Entry) -> list[str]:
     return ["text"]
 
 
-def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
+def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
     """See sources."""
     if files.is_folder(entry.path):
-        root = entry.path
-        infos = {name: info for name, info in files.walk(root).items() if name.endswith(WHOLE + LINES)}
+        root, infos = entry.path, {}
+        for name, info in tree.walk(root, rest, entry.root).items():
+            if _whole_or_lines(name) is not None:
+                infos[name] = info
+            else:
+                why = f"text is {', '.join(WHOLE + LINES)}, each also compressed"
+                cure = "name them by a pattern as the path of an entry of their own, if they are text"
+                rest.add("file", files.ending_of(name), files.printable(name), why, cure, size=info.size)
     else:
         root, infos = listed(entry.path)
     versions = [(name, (files.printable(name), info.size, info.version)) for name, info in infos.items()]
-    for whole, group in groupby(versions, key=lambda found: found[0].endswith(WHOLE)):
+    for whole, group in groupby(versions, key=lambda found: _is_whole(root, *found)):
         if whole:
             yield from runs(root, list(group), config.partition_samples, config.partition_bytes)
             continue
         for name, own in group:
             path, size = files.join(root, name), own[1]
-            if name.endswith(".zst") and not files.is_remote(path):
+            if jsonl.compression(name) == ".zst" and not files.is_remote(path):
                 jsonl.refuse_wide(path, size)
-            ends = [0, size] if name.endswith(jsonl.COMPRESSED) else jsonl.cuts(path, size, config.partition_bytes)
+            ends = [0, size] if jsonl.compression(name) else jsonl.cuts(path, size, config.partition_bytes)
             for begin, end in pairwise(ends):
                 yield Cut(root=root, span=(path, begin, end), versions=(own,), size=end - begin)
+
+
+def _whole_or_lines(name: str) -> bool | None:
+    """Whether a file is one document (True) or one a line, by its ending in any case; None if that says neither."""
+    plain = name.lower().removesuffix(jsonl.compression(name))
+    return True if plain.endswith(WHOLE) else False if plain.endswith(LINES) else None
+
+
+def _is_whole(root: str, name: str, own: Version) -> bool:
+    """The same of a file that the path itself names, whatever it is called: then its first bytes say whether it is JSON lines."""
+    known = _whole_or_lines(name)
+    if known is not None or jsonl.compression(name):
+        return bool(known)
+    begin = files.read(files.join(root, name), 0, min(own[1], 64)).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return not begin.startswith(b"{")
 
 
 def runs(root: str, found: list[tuple[str, Version]], samples: int, size: int | None) -> Iterator[Cut]:
@@ -77,7 +101,7 @@ def runs(root: str, found: list[tuple[str, Version]], samples: int, size: int | 
         yield cut_off(len(found))
 
 
-def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | Reject]:
     """See sources."""
     if partition.span is None:
         media = Media(partition, note)
@@ -94,11 +118,13 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
             raise BadSample("no-text", f"no column '{column}'")
         return (("text", string(row[column], column)),)
 
-    yield from jsonl.read(partition, note, parts)
+    why, cure = f"a document is the field '{column}'", "name it as `column`, or as `language`"
+    used = {column, partition.entry.language}
+    yield from jsonl.read(partition, note, parts, jsonl.Fields(rest, used, why, cure))
 
 
 def _whole(data: bytes, name: str) -> bytes:
-    if not name.endswith(jsonl.COMPRESSED):
+    if not jsonl.compression(name):
         return data
     blocks, size = [], 0
     for block in jsonl.decompressed([data], name):

@@ -3,7 +3,8 @@
     shards/{000..127}.tar --a tar is a partition--> members as they come --> key "0001": 0001.txt, 0001.jpg --> text, then media
 
 `columns` says which extensions are what, in reading order; by default .txt is text, pictures and sound are theirs, and text
-comes first. Of a .json, the entry's `column` is the text, if there is no .txt, and `language` its language. Other extensions are not read.
+comes first. An extension of several parts counts as its last, if the others only say what it is: 0001.image.png. Of a .json,
+the entry's `column` is the text, if there is no .txt, and `language` its language. Other members and fields are left out.
 """
 
 from __future__ import annotations
@@ -16,20 +17,53 @@ from motet.core.errors import UserError
 from motet.pipeline.corpus import files
 from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
-from motet.pipeline.corpus.sources.jsonl import row
-from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, language_of, reject, string
+from motet.pipeline.corpus.sources.jsonl import Fields, row
+from motet.pipeline.corpus.sources.sample import (
+    MAX_FILE,
+    Cut,
+    Digest,
+    Note,
+    RawSample,
+    empty,
+    language_of,
+    reject,
+    string,
+)
+from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import LOST_REST, Reject
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
 
+PICTURES = (
+    "jpg",
+    "jpeg",
+    "jfif",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "tif",
+    "tiff",
+    "avif",
+    "jp2",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+)
+SOUNDS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "m4a", "aac", "caf", "au", "w64", "rf64", "sph")
 COLUMNS = {
     "txt": "text",
     "json": "text",
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"), "image"),
-    **dict.fromkeys(("wav", "flac", "ogg", "opus", "mp3", "aiff"), "speech"),
+    **dict.fromkeys(PICTURES, "image"),
+    **dict.fromkeys(SOUNDS, "speech"),
 }
+SAYING = {"image", "img", "picture", "photo", "audio", "sound", "speech", "text", "caption"}
+"""Parts of an extension that say what the member is, and not which one of several."""
+USES = ("column", "columns", "language")
+INSTEAD = {"modality": "`columns` says the modality of each extension", "root": "members lie in the tar"}
 
 
 def needed(entry: Entry, where: str) -> list[str]:
@@ -42,7 +76,7 @@ def modalities(entry: Entry) -> list[str]:
     return sorted(set((entry.columns or COLUMNS).values()))
 
 
-def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
+def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
     """See sources."""
     if files.is_folder(entry.path):
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.tar")
@@ -52,17 +86,20 @@ def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
         yield Cut(root=root, span=(files.join(root, name), 0, info.size), versions=(own,), size=info.size)
 
 
-def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
+def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | Reject]:
     """See sources. What stands before the place where a tar breaks is read; the rest is one reject."""
     assert partition.span is not None
     name, digest = partition.versions[0][0], Digest()
     key, members, seen = "", dict[str, bytes | BadSample](), set[str]()
+    entry = partition.entry
+    why, cure = "it is no part of a document", "name it as `column`, as `language`, or remove the .txt beside it"
+    fields = Fields(rest, {entry.language}, why, cure, " of .json")
     with files.opened(partition.span[0], partition.versions[0][1], files.REMOTE_BLOCK) as file:
         try:
-            for member_key, extension, data in _members(file, {*(partition.entry.columns or COLUMNS), "json"}):
+            for member_key, extension, data in _members(file, entry, name, rest):
                 if member_key != key:
                     if members:
-                        yield _sample(f"{name}/{key}", members, partition.entry)
+                        yield _sample(f"{name}/{key}", members, entry, fields)
                     key, members = member_key, {}
                     if key in seen:
                         data = BadSample("repeated-key", f"{key} stands in this tar before, with other keys between")
@@ -74,13 +111,14 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             broken = BadSample(LOST_REST, f"broken-tar: {error or type(error).__name__}; nobody knows how much follows")
     if members:
-        yield _sample(f"{name}/{key}", members, partition.entry)
+        yield _sample(f"{name}/{key}", members, entry, fields)
+    fields.close()
     if broken is not None:
         yield reject(f"{name}@end", broken)
     note(name, digest.size, digest.hash)
 
 
-def _sample(position: str, members: dict[str, bytes | BadSample], entry: Entry) -> RawSample | Reject:
+def _sample(position: str, members: dict[str, bytes | BadSample], entry: Entry, fields: Fields) -> RawSample | Reject:
     """One sample of the members of a key, by their extensions."""
     columns = entry.columns or COLUMNS
     order = {extension: i for i, extension in enumerate(columns)} if entry.columns else {}
@@ -92,34 +130,50 @@ def _sample(position: str, members: dict[str, bytes | BadSample], entry: Entry) 
             if extension == "json":
                 told = row(data)
                 language = language_of(told, entry.language)
-                if extension not in columns or entry.column not in told or (not entry.columns and "txt" in members):
-                    continue  # metadata beside a .txt, which often has the caption once more
+                # metadata beside a .txt often have the caption once more
+                read = extension in columns and entry.column in told and (entry.columns or "txt" not in members)
+                fields.count({name: None for name in told if not (read and name == entry.column)}, position)
+                if not read or empty(told[entry.column]):
+                    continue
                 data = string(told[entry.column], entry.column)
-            if extension in columns:
+            if extension in columns and not (columns[extension] == "text" and empty(data)):
                 parts.append((columns[extension], data))
         if not parts:
-            raise BadSample("no-parts", f"none of {', '.join(sorted(members))} is known; `columns` names others")
+            raise BadSample(
+                "no-parts", f"nothing in {', '.join(sorted(members))} that is known; `columns` names others"
+            )
     except BadSample as bad:
         return reject(position, bad, b"".join(data for data in members.values() if isinstance(data, bytes)))
     return RawSample(position, tuple(parts), language)
 
 
-def _members(file: BinaryIO, wanted: set[str]) -> Iterator[tuple[str, str, bytes | BadSample]]:
+def _members(file: BinaryIO, entry: Entry, name: str, rest: Rest) -> Iterator[tuple[str, str, bytes | BadSample]]:
     """(key, extension in lower case, content) of every file in a tar, in order; an exception where it breaks.
 
-    The content of what is not `wanted` stays unread and is given as empty.
+    The content of what the entry does not want stays unread, is given as empty, and told to `rest`.
     """
+    wanted = {*(entry.columns or COLUMNS), "json"}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
             folder, slash, base = files.printable(member.name).rpartition("/")
             stem, dot, extension = base.partition(".")
-            if not dot or not stem or member.isdir():
-                continue  # a folder, a hidden file, or a name without an extension, as the format itself has it
+            if member.isdir():
+                continue
+            if not dot or not stem:  # as the format itself has it
+                kind = "hidden members" if dot else "members without an extension"
+                cure = "write them into the tar as <key>.<extension>"
+                rest.add("member", kind, f"{name}/{base}", "no key and extension", cure, size=max(member.size, 0))
+                continue
             extension = extension.lower()
+            if extension not in wanted and not entry.columns and set(extension.split(".")[:-1]) <= SAYING:
+                last = extension.rpartition(".")[2]
+                extension = last if last in COLUMNS and last != "json" else extension
             data: bytes | BadSample = b""
             if extension not in wanted:
-                pass
+                kind, cure = f"members .{extension[:64]}", f"name it under `columns`, as in {{{extension[:64]}: image}}"
+                why = "`columns` does not name it" if entry.columns else "it is none of the usual extensions"
+                rest.add("member", kind, f"{name}/{stem}.{extension}", why, cure, size=max(member.size, 0))
             elif member.issparse() or not member.isreg():
                 data = BadSample("not-a-file", f"{member.name} is a link, a device or sparse")
             elif not 0 <= member.size <= MAX_FILE:
