@@ -197,13 +197,14 @@ def rows_between(
             columns = columns if columns is not None else list(parquet.schema_arrow.names)
         except (pa.ArrowException, OSError, ValueError) as error:
             _of_the_file(error)
-            parquet, ends = None, [end or 0]
+            yield from ((lost, BadSample("broken-parquet", one_line(error))) for lost in range(begin, end or begin))
+            return
         end = end if end is not None else (ends or [0])[-1]
         for group, last in enumerate(ends):
             if last <= begin or number >= end:
                 continue
             try:
-                start = last - parquet.metadata.row_group(group).num_rows if parquet else begin
+                start = last - parquet.metadata.row_group(group).num_rows
                 for row in _rows(parquet, group, columns or [], number - start, min(last, end) - start):
                     number += 1
                     yield number - 1, row
