@@ -10,8 +10,9 @@ import xxhash
 
 from motet.pipeline.dataset import index, messages
 from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.header import ShardHeader
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
-from motet.pipeline.dataset.shard import Document, ShardHeader, ShardSummary, ShardWriter, sample_id
+from motet.pipeline.dataset.shard import Document, ShardSummary, ShardWriter, sample_id
 from motet.pipeline.dataset.store import store_of
 from motet.pipeline.dataset.totals import Sums
 from motet.tokenizers.contract import TokenizerSpec, Tokens

@@ -176,7 +176,7 @@ def test_the_transform_goes_into_a_pipeline_of_ones_own(
 def test_equal_tasks_are_equal_bytes(corpus: Path, configure) -> None:
     import copy
 
-    from motet.pipeline.dataset.shard import ShardHeader
+    from motet.pipeline.dataset.header import ShardHeader
     from motet.pipeline.job.engines.beam import TaskCoder
     from motet.pipeline.job.partitions import partitions
     from motet.pipeline.job.task import Task

@@ -11,9 +11,9 @@ from forged import FORGED, Forged
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset import view
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.index import NAME, SCHEMA, Index
 from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import DamagedShard
 from motet.pipeline.dataset.verify import Verification
 from motet.tokenizers.contract import TokenizerSpec
 

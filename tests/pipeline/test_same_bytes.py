@@ -156,6 +156,7 @@ def test_on_beam(once, ruins: Path, config, tmp_path: Path) -> None:
         ("pictures/at 0x12.png, at 0x1234, <0x12>", "pictures/at 0x12.png, at 0x1234, <0x12>"),
         ("half \ud800", "half \\ud800"),
     ],
+    ids=["object", "method", "no address", "surrogate"],
 )
 def test_addresses_go_and_other_words_stay(detail: str, plain: str) -> None:
     (row,) = of_bytes(to_bytes("s", [Reject("p", "r", detail, "")], keep=False))

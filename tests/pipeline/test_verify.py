@@ -13,9 +13,10 @@ from motet.core.hashing import content_hash
 from motet.pipeline.dataset.commits import Output
 from motet.pipeline.dataset.counts import Counts
 from motet.pipeline.dataset.gc import orphans
+from motet.pipeline.dataset.header import DamagedShard, ShardHeader
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
 from motet.pipeline.dataset.seal import seal, unseal
-from motet.pipeline.dataset.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter
+from motet.pipeline.dataset.shard import Document, Shard, ShardWriter
 from motet.pipeline.dataset.store import store_of
 from motet.pipeline.dataset.totals import Sums
 from motet.pipeline.dataset.verify import Verification, _parallel, strangers

@@ -41,7 +41,7 @@ def decoded(data: bytes, form: str, max_seconds: float) -> Waveform:
         raise BadSample("truncated-audio", "the file ends before its own structure does")
     blocks, frames, rate = [], 0, 0
     try:
-        with av.open(io.BytesIO(data), format=FORMATS[form]) as file:
+        with av.open(io.BytesIO(data), mode="r", format=FORMATS[form]) as file:
             if not file.streams.audio:
                 raise BadSample("no-audio-stream", f"{form} without sound")
             stream = file.streams.audio[0]

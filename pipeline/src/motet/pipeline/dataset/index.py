@@ -25,8 +25,8 @@ import xxhash
 
 from motet.core.errors import UserError, one_line
 from motet.pipeline.dataset import messages
+from motet.pipeline.dataset.header import ShardHeader
 from motet.pipeline.dataset.manifest import SHARD, Manifest
-from motet.pipeline.dataset.shard import ShardHeader
 from motet.pipeline.dataset.store import Folder, Store, store_of
 from motet.tokenizers.contract import TokenizerSpec
 

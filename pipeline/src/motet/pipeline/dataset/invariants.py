@@ -21,7 +21,7 @@ import pyarrow as pa
 from motet.pipeline.dataset import messages
 
 if TYPE_CHECKING:
-    from motet.pipeline.dataset.shard import ShardHeader
+    from motet.pipeline.dataset.header import ShardHeader
 
 ALIGNED = 8
 """Bytes that every buffer of a message begins at a multiple of; it may be padded to a multiple of 64."""

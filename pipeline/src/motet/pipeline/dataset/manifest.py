@@ -22,9 +22,10 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.pipeline.dataset import rejects
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.left_out import LeftOut
 from motet.pipeline.dataset.seal import seal, unseal
-from motet.pipeline.dataset.shard import DamagedShard, Shard
+from motet.pipeline.dataset.shard import Shard
 from motet.pipeline.dataset.store import Store, store_of
 from motet.tokenizers.contract import TokenizerSpec
 

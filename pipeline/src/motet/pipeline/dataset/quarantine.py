@@ -13,8 +13,8 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.pipeline.dataset import rejects
 from motet.pipeline.dataset.commits import CONFIG
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.manifest import NAME, Manifest
-from motet.pipeline.dataset.shard import DamagedShard
 from motet.pipeline.dataset.store import store_of
 
 

@@ -29,10 +29,11 @@ import xxhash
 from motet.core.hashing import content_hash
 from motet.pipeline.dataset import index, rejects
 from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.header import DamagedShard, ShardHeader
 from motet.pipeline.dataset.invariants import Spans
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
 from motet.pipeline.dataset.seal import unseal
-from motet.pipeline.dataset.shard import CURE, DamagedShard, Shard, ShardHeader
+from motet.pipeline.dataset.shard import CURE, Shard
 from motet.pipeline.dataset.totals import Sums, Totals
 
 Checked = tuple[list[str], Totals | None]

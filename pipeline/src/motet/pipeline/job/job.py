@@ -20,10 +20,10 @@ from motet.pipeline.corpus import sources
 from motet.pipeline.corpus.entry import Entry
 from motet.pipeline.dataset import index
 from motet.pipeline.dataset.commits import Output
+from motet.pipeline.dataset.header import FORMAT_VERSION, ShardHeader
 from motet.pipeline.dataset.left_out import Rest, planned
 from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.dataset.rejects import LOST_REST
-from motet.pipeline.dataset.shard import FORMAT_VERSION, ShardHeader
 from motet.pipeline.dataset.store import Folder, Store, store_of
 from motet.pipeline.dataset.totals import Sums
 from motet.pipeline.job.config import TokenizeConfig

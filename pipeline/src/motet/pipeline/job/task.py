@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from motet.core.urls import censored
 from motet.pipeline.corpus.sources.sample import Partition
 from motet.pipeline.dataset.commits import Output
+from motet.pipeline.dataset.header import ShardHeader
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.dataset.shard import ShardHeader
 from motet.pipeline.job.tokenize import Guard, tokenize
 from motet.tokenizers.contract import Tokenizer
 

@@ -27,8 +27,9 @@ import xxhash
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset import invariants
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.index import Index
-from motet.pipeline.dataset.shard import CURE, WRONG, DamagedShard
+from motet.pipeline.dataset.shard import CURE, WRONG
 from motet.pipeline.dataset.store import Folder
 from motet.pipeline.remote import ranged
 from motet.tokenizers.contract import TokenizerSpec
