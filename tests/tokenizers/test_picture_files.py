@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import motet
 from motet.tokenizers import media
 from motet.tokenizers.contract import BadSample
 from motet.tokenizers.image.vqgan import VQGAN
@@ -251,6 +255,51 @@ def flat_png(width: int, height: int) -> bytes:
     rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_picture_over_the_limit_is_refused_before_a_pixel_is_decoded(tmp_path):
+    """200 million pixels in 30 kB, in every format that can hold them; an orientation at the end is no reason to decode."""
+    png = flat_png(20_000, 10_000)
+    whole = {"png": png, "turned": png[:-12] + chunk(b"eXIf", b"II*\0\x08\0\0\0\0\0") + png[-12:]}
+    for form, options in (
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("GIF", {}),
+        ("JPEG", {"quality": 1}),
+        ("JPEG2000", {}),
+    ):
+        side = (20_000, 5_000) if form == "JPEG2000" else (20_000, 10_000)
+        Image.new("L", side).save(tmp_path / "large", form, **options)
+        whole[form] = (tmp_path / "large").read_bytes()
+    for name, data in whole.items():
+        (tmp_path / name).write_bytes(data)
+    program = """
+import sys
+from pathlib import Path
+import motet
+from motet.tokenizers import media
+from motet.tokenizers.contract import BadSample
+files = [Path(name).read_bytes() for name in sys.argv[1:]]
+def peak():  # of this process alone, in kB; rusage's is that of the process it was forked from, if that was larger
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+media.load_image(b"P5 8 8 255\\n" + bytes(64))
+before = peak()
+for data in files:
+    try:
+        media.load_reduced(data, 128)
+    except BadSample as bad:
+        print(bad.reason)
+print((peak() - before) // 1024)
+"""
+    command = [sys.executable, "-c", program, *(str(tmp_path / name) for name in whole)]
+    path = os.pathsep.join(str(Path(each).resolve()) for each in motet.__path__)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(Path(each).parent) for each in path.split(os.pathsep)),
+    }
+    *reasons, grown = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert reasons == ["image-too-large"] * len(whole) and int(grown) < 40, f"{grown} MiB"
 
 
 def test_more_pixels_than_pillow_allows_are_loaded_where_the_limit_is_higher(monkeypatch):

@@ -11,7 +11,7 @@ import os
 import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from motet.core.errors import one_line
@@ -147,8 +147,8 @@ def _picture(data: bytes, side: int | None, max_pixels: int) -> tuple[Image.Imag
         try:
             filled = _reduce(image, side) if side else None
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _on_white(image), filled or image.size
+            turned = picture_files.upright(image)
+            return _on_white(turned), filled or turned.size
         except BadSample:
             raise
         except Exception as error:  # a parser of hostile bytes: whatever it raises is the file's fault
@@ -160,7 +160,7 @@ def _reduce(image: Image.Image, side: int) -> tuple[float, float] | None:
     if not isinstance(image, JpegImageFile):
         return None
     width, height = image.size
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    turned = picture_files.orientation(image) != 1
     if turned:  # upright, any edge could be the one filled in part: reduced only where none is
         scale = next((s for s in (8, 4, 2) if width % s == height % s == 0 and min(width, height) >= s * side), 1)
         side = min(width, height) // scale

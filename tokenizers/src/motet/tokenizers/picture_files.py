@@ -1,6 +1,6 @@
 """Opening a picture file of which only the pixels and which way is up are wanted: its other metadata cannot refuse it.
 
-    bytes --Pillow, one of FORMATS--> a picture, undecoded --`getexif`: the orientation, or nothing-->
+    bytes --`opened`, one of FORMATS--> a picture, undecoded --Pillow's load--> pixels --`upright`-->
 
 Pillow reads more than that: it gives up a file for a broken EXIF directory, for a megabyte of XMP or a colour profile, and
 for more pixels than a limit of its own (`Unlimited`). What it gives up can be opened again `bare`.
@@ -17,12 +17,23 @@ from threading import Lock
 from typing import IO
 
 from PIL import ExifTags, Image, ImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from motet.tokenizers.contract import BadSample
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 ORIENTATION = int(ExifTags.Base.Orientation)
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TELLING = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+"""Where Pillow keeps what may tell the orientation."""
 JPEG = b"\xff\xd8"
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_METADATA = (b"iCCP", b"iTXt", b"zTXt", b"tEXt", b"eXIf", b"pHYs", b"sRGB", b"gAMA", b"cHRM", b"tIME")
@@ -50,19 +61,41 @@ class Unlimited:
 
 
 def opened(data: bytes) -> ImageFile.ImageFile:
-    """A picture whose pixels are not decoded yet, of any size, with an EXIF that holds its orientation alone.
+    """A picture of which no pixel is decoded yet, of any size.
 
     Raises:
         BadSample: `not-an-image`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        orientation = _orientation(image)
     except Exception:  # a parser of hostile bytes: whatever it raises is the file's fault
         raise BadSample("not-an-image", f"starts with {data[:12]!r}") from None
-    exif = _exif(orientation)
-    image.getexif = lambda: exif  # type: ignore[method-assign]
+    if isinstance(image, TiffImageFile):  # turns itself, and reads all directories for that, when it is loaded
+        exif = _exif(orientation(image))
+        image.getexif = lambda: exif  # type: ignore[method-assign]
     return image
+
+
+def orientation(image: Image.Image) -> int:
+    """Which of EXIF's ways a picture is turned, 1 to 8, XMP looked into too; of a PNG, only when it is loaded.
+
+    Of an EXIF that Pillow cannot read, what stands in the first directory.
+    """
+    try:
+        if isinstance(image, TiffImageFile):
+            found = image.tag_v2.get(ORIENTATION, 1)
+        else:
+            found = image.getexif().get(ORIENTATION, 1) if TELLING & image.info.keys() else 1
+        return found if found in TURNS else 1
+    except Exception:
+        exif = image.info.get("exif", b"")
+        return _plain_orientation(exif) if isinstance(exif, bytes) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A loaded picture, turned as its orientation says."""
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def bare(data: bytes) -> bytes:
@@ -87,22 +120,11 @@ def bare(data: bytes) -> bytes:
     return data
 
 
-def _exif(orientation: object) -> Image.Exif:
+def _exif(turned: int) -> Image.Exif:
     exif = Image.Exif()
-    if orientation in range(2, 9):
-        exif[ORIENTATION] = orientation
+    if turned in TURNS:
+        exif[ORIENTATION] = turned
     return exif
-
-
-def _orientation(image: ImageFile.ImageFile) -> object:
-    """As Pillow reads it, which looks into XMP too; of an EXIF that it cannot read, what stands in the first directory."""
-    if image.format == "TIFF":  # its size is turned already, by this tag
-        return image.tag_v2.get(ORIENTATION, 1)  # type: ignore[attr-defined]
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:
-        exif = image.info.get("exif", b"")
-        return _plain_orientation(exif) if isinstance(exif, bytes) else 1
 
 
 def _plain_orientation(exif: bytes) -> int:
