@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from motet.pipeline.corpus import local
 from motet.pipeline.remote import Info, ask, info_of, is_remote, ranged
 
 BLOCK = 1 << 20
@@ -31,7 +32,7 @@ def absolute(base: Path, path: str) -> str:
     """A path of the configuration, relative to `base` unless it is a URI; ValueError or OSError if it can be none."""
     if path.startswith("file://"):
         path = path[7:]
-    return path.rstrip("/") if is_remote(path) else str((base / path).resolve())
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(base / path)  # of a loop of links the link itself
 
 
 def join(root: str, name: str) -> str:
@@ -45,17 +46,15 @@ def printable(name: str) -> str:
 
 
 def stat(path: str) -> Info | None:
-    """Size and version of a file; None if there is no such file (a local folder counts as one, for messages)."""
+    """Size and version of a file; None if there is no such file (a local folder counts as one, for messages). What is no file,
+    or cannot be asked, is an exception: see `local`.
+    """
     if is_remote(path):
         try:
             return info_of(ask(path, lambda fs, name: _file_info(fs, name)))
         except FileNotFoundError:
             return None
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return Info(status.st_size, str(status.st_mtime_ns))
+    return local.stat(path)
 
 
 def is_folder(path: str) -> bool:
@@ -82,8 +81,7 @@ def walk(root: str) -> dict[str, Info]:
         for folder, _, names in os.walk(root):
             for name in names:
                 path = os.path.join(folder, name)
-                if os.path.isfile(path) and (info := stat(path)) is not None:
-                    found[Path(path).relative_to(root).as_posix()] = info
+                found[Path(path).relative_to(root).as_posix()] = local.of_walk(path)
     return {name: found[name] for name in sorted(found) if not name.rsplit("/", 1)[-1].startswith(".")}
 
 

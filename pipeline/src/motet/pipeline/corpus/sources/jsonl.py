@@ -201,8 +201,11 @@ def rows(
             names = []  # the line will be rejected when it is read
         for name in names:
             if isinstance(name, str) and name not in media:
-                info = look(name) if inside(name) else None
                 printable = files.printable(name)
+                try:
+                    info = look(name) if inside(name) else None
+                except OSError as error:  # whoever reads it says what it is
+                    info = files.Info(0, str(error.errno))
                 media[name] = (printable, info.size, info.version) if info else (printable, -1, "")
         end, count = min(after, own[1]), count + 1
     if count:
