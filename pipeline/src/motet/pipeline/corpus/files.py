@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from motet.pipeline.corpus import local
 from motet.pipeline.remote import Info, ask, concealed, info_of, is_remote, ranged
 
 BLOCK = 1 << 20
@@ -34,7 +35,9 @@ def absolute(base: Path, path: str) -> str:
     """
     if path.startswith("file://"):
         path = path[7:]
-    return concealed(path).rstrip("/") if is_remote(path) else str((base / path).resolve())
+    if is_remote(path):
+        return concealed(path).rstrip("/")
+    return os.path.realpath(base / path)  # of a loop of links the link itself
 
 
 def join(root: str, name: str) -> str:
@@ -58,17 +61,15 @@ def ending_of(name: str) -> str:
 
 
 def stat(path: str) -> Info | None:
-    """Size and version of a file; None if there is no such file (a local folder counts as one, for messages)."""
+    """Size and version of a file; None if there is no such file (a local folder counts as one, for messages). What is no file,
+    or cannot be asked, is an exception: see `local`.
+    """
     if is_remote(path):
         try:
             return info_of(ask(path, lambda fs, name: _file_info(fs, name)))
         except FileNotFoundError:
             return None
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return Info(status.st_size, str(status.st_mtime_ns))
+    return local.stat(path)
 
 
 def is_folder(path: str) -> bool:

@@ -27,6 +27,7 @@ import pyarrow as pa
 import xxhash
 
 from motet.core.hashing import content_hash
+from motet.pipeline import forked
 from motet.pipeline.dataset import index, rejects
 from motet.pipeline.dataset.counts import Counts
 from motet.pipeline.dataset.header import DamagedShard, ShardHeader
@@ -108,6 +109,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     """Ctrl-C is for the process that waits, not for these."""
     context = get_context("forkserver")  # Arrow's threads do not outlive a fork
     context.set_forkserver_preload([__name__])
+    forked.ensure()
     return ProcessPoolExecutor(workers, context, initializer=signal, initargs=(SIGINT, SIG_IGN))
 
 

@@ -302,7 +302,10 @@ def rows(
 
 def version(name: str, look: Callable[[str], files.Info | None]) -> Version:
     """Of a media file that a row names."""
-    info = look(name) if inside(name) else None
+    try:
+        info = look(name) if inside(name) else None
+    except OSError as error:  # whoever reads it says what it is
+        info = files.Info(0, str(error.errno))
     return (files.printable(name), info.size, info.version) if info else (files.printable(name), -1, "")
 
 
