@@ -67,11 +67,12 @@ class Media:
             path = os.path.realpath(os.path.join(self._root, name))
             if not (inside(name) or name == ".") or not tree.within(path, self._allowed):
                 raise BadSample("outside-corpus", f"{name} leads out of the corpus folder")
-            info = local.stat(os.path.join(self._root, name))  # which tells a dead link from nothing
-            if info is None or not S_ISREG(os.stat(path).st_mode):  # raises what there is to say of nothing
+            local.stat(os.path.join(self._root, name))  # which tells a dead link from nothing
+            status = os.stat(path)
+            if not S_ISREG(status.st_mode):
                 raise BadSample("missing-file", f"{name} is no file")
-            if info.size > MAX_FILE:
-                raise BadSample("file-too-large", f"{name}: {info.size} bytes")
+            if status.st_size > MAX_FILE:
+                raise BadSample("file-too-large", f"{name}: {status.st_size} bytes")
             return files.read(path)
         except local.NoFile as error:
             raise BadSample("missing-file", f"{name} {error.strerror}") from None
