@@ -25,7 +25,7 @@ alone: setup
 
 # The reference written anew, then the site, into site/: open site/index.html.
 docs: setup
-	.venv/bin/python docs/make/reference.py
+	.venv/bin/python docs/make/write_reference.py
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 lint: setup

@@ -36,9 +36,10 @@ from typing import Any
 
 import numpy as np
 
+from motet.pipeline.dataset.header import ShardHeader
 from motet.pipeline.dataset.index import NAME, to_bytes
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
-from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.dataset.shard import Document, ShardWriter, sample_id
 from motet.pipeline.dataset.store import store_of
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 

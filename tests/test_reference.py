@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-import command
-import configuration
 import pytest
-import reference
+import reference_command as command
+import reference_configuration as configuration
 import typer
+import write_reference as reference
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 

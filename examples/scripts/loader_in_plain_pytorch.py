@@ -16,11 +16,8 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from motet.trainer.config import DataConfig
 from motet.trainer.data.batch import GroupedBatch
-from motet.trainer.data.collate import Noise
-from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.loader import Loader
-from motet.trainer.data.order import Cursor, Order
-from motet.trainer.vocabulary import Towers, Vocabulary
+from motet.trainer.data.order import Cursor
 
 out = Path(sys.argv[1])
 torch.set_num_threads(1)
@@ -30,10 +27,8 @@ def open_loader() -> Loader:
     """Documents, the order that they come in, and what makes batches of them."""
     weights = {"emoji": 0.4, "prompts": 0.3, "speeches": 0.3}
     data = DataConfig(paths=[str(out / "tokens")], sequence=256, weights=weights, long="split")
-    corpus = Corpus.open(data.paths, "train", data.holdout)
-    vocabulary = Vocabulary.of(corpus.tokenizers)
-    one = Towers.of(vocabulary, dict.fromkeys(vocabulary.modalities, "all"))  # one tower: tokens stand as they are read
-    return Loader(Order(corpus, data, rows=8, seed=0), vocabulary, one, Noise(seed=0, steps=1000))
+    one = dict.fromkeys(("text", "image", "speech"), "all")  # one tower for all: tokens stand as they are read
+    return Loader.open(data, rows=8, seed=0, towers=one)
 
 
 class Model(nn.Module):

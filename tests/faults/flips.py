@@ -26,9 +26,9 @@ from pathlib import Path
 
 from motet.core.configuration import validate
 from motet.core.errors import UserError
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.index import Index
 from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import DamagedShard
 from motet.pipeline.dataset.verify import Verification
 from motet.pipeline.job.config import TokenizeConfig
 from motet.pipeline.job.job import tokenize_corpus

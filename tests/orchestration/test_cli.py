@@ -1,5 +1,6 @@
 """The command's exit codes and messages: one line that names the place and the cure, and no traceback."""
 
+import base64
 import io
 import json
 import shutil
@@ -185,10 +186,9 @@ def test_nothing_asked_shows_the_help(motet: Motet) -> None:
     assert "Usage: motet" in "".join(motet()[1:])
 
 
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["motet", "tokenize", str(tmp_path / "none.yaml"), "--out", "t", "--debug"])
-    with pytest.raises(Exception, match="no such configuration file"):
-        cli.main()
+def test_debug_shows_the_traceback(motet: Motet, tmp_path: Path) -> None:
+    told = motet("tokenize", tmp_path / "none.yaml", "--out", "t", "--debug", "--set", "a=https://me:word@host/x")
+    assert told.code == 1 and "Traceback" in told.err and "no such configuration file" in told.err
 
 
 def test_a_flipped_byte_is_named(motet: Motet, config: Path, tmp_path: Path) -> None:
@@ -241,6 +241,39 @@ def test_too_many_rejects_is_3_and_all_else_is_there(motet: Motet, pictures: Pat
     assert "truncated-image" in json.dumps(stats)
     allowed = motet("tokenize", pictures, "--out", tmp_path / "tokens", "--set", "max_reject_fraction=0.1")
     assert allowed.code == 0
+
+
+def test_rejects_are_shown_and_their_bytes_written(motet: Motet, pictures: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "tokens", tmp_path / "kept"
+    (tmp_path / "pictures/\x1b[31m [b]red.png").write_bytes(b"no picture")
+    told = motet("tokenize", pictures, "--out", out)
+    assert told.code == 3 and f"`motet rejects {out}` shows them" in told.err and "pictures 2 of 21" in told.err
+    told = motet("rejects", out)
+    assert told.code == 0 and "2 samples rejected" in told.out and "\x1b" not in told.out
+    assert "truncated.png" in told.out and "[b]red" in told.out.replace("\n", "")
+    wrong(motet("rejects", out, "--save", kept), "--save", "keep_rejected: true", "--retry-rejects")
+    again = motet("tokenize", pictures, "--out", out, "--retry-rejects", "--set", "keep_rejected=true", "--json")
+    assert again.code == 3 and json.loads(again.out)["over_limit"] == ["pictures"]
+    told = motet("rejects", out, "--reason", "truncated-image", "--save", kept)
+    assert [file.read_bytes() for file in kept.iterdir()] == [(tmp_path / "pictures/truncated.png").read_bytes()]
+    rows = [json.loads(line) for line in motet("rejects", out, "--json").out.splitlines()]
+    assert {row["reason"] for row in rows} == {"truncated-image", "not-an-image"}
+    assert base64.b64decode(rows[0]["parts"][0]["bytes"]) == b"no picture"
+    assert "no sample was rejected for that" in motet("rejects", out, "--source", "other").out
+    wrong(motet("rejects", tmp_path / "nothing"), "holds no token dataset")
+
+
+def test_a_job_of_which_nothing_comes_ends_with_3(motet: Motet, bpe: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "some words"}\n' * 3000)
+    settings = {
+        "corpus": [{"name": "a", "format": "text", "path": "a.jsonl"}],
+        "tokenizers": {"text": {"use": "bpe", "path": str(bpe)}},
+        "partition_bytes": 8000,
+    }
+    told = motet("tokenize", write(tmp_path / "a.yaml", settings), "--out", tmp_path / "out")
+    assert told.code == 3 and "a: all " in told.err and '{"body": "some words"}' in told.err
+    assert f"`motet rejects {tmp_path / 'out'}` shows more" in told.err
+    assert "no column 'text'" in motet("rejects", tmp_path / "out").out.replace("\n", "")
 
 
 def test_list_and_describe(motet: Motet) -> None:

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from whole import everything
 
 from motet.core.errors import UserError
 from motet.orchestration import cli
@@ -230,8 +231,8 @@ def test_real_speech_is_heard() -> None:
 
 
 def test_the_first_pairs_are_those_of_the_least_content_hash(sampler: Sampler) -> None:
-    data = sampler.trained.config.data
-    documents = Corpus.open(data.paths, "heldout", data.holdout).all()
+    data = sampler.trained.of_run().config.data
+    documents = everything(Corpus.open(data.paths, "heldout", data.holdout))
     text = documents.modalities.index("text")
     least = []
     for d in np.argsort(documents.sample_D2[:, 0])[:7].tolist():
@@ -253,8 +254,8 @@ def test_every_prompt_has_the_results_that_it_asked_for(sampler: Sampler, captio
     assert len({sample.results for sample in drawn.samples[::2]}) == 4
 
 
-def test_on_a_sheet_the_models_picture_stands_left_of_the_real_one(sampler: Sampler, run: Path, tmp_path: Path) -> None:
-    write_sheet(run, tmp_path / "sheet.png", 1, Sampling())
+def test_on_a_sheet_the_models_picture_stands_left_of_the_real_one(sampler: Sampler, tmp_path: Path) -> None:
+    write_sheet(sampler.trained, tmp_path / "sheet.png", 1, Sampling())
     [pair] = heldout_pairs(sampler.trained, "image", 1)
     image = sampler.tokenizers["image"]
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(float)

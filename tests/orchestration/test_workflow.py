@@ -266,7 +266,7 @@ def test_every_file_below_a_folder_that_is_read_counts_with_its_name_and_so_does
     speeches(tmp_path / "raw/deep/second.jsonl", 1, 2)
 
     def state() -> str:
-        return run_workflow(flow, tmp_path / "out", silent)["one"]
+        return run_workflow(flow, tmp_path / "out", ROOT_COMMAND, silent)["one"]
 
     assert [state(), state()] == ["done", "skipped"]
     speeches(tmp_path / "raw/deep/second.jsonl", 2, 3)

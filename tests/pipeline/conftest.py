@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 
 from motet.core.configuration import validate
+from motet.pipeline.corpus.sources import read
 from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.header import ShardHeader
+from motet.pipeline.dataset.left_out import LeftOut, Rest
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
-from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.dataset.shard import Document, ShardWriter, sample_id
 from motet.pipeline.dataset.store import store_of
 from motet.pipeline.dataset.totals import Sums
 from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.job.partitions import partitions
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.registry import find
 
@@ -159,5 +163,24 @@ def killed_again() -> Callable[..., int]:
             if process.returncode == 0:
                 break
         return killed
+
+    return run
+
+
+@pytest.fixture
+def told(corpus: Path, configure):
+    """A function of an entry: (parts of its samples in order, reasons of its rejects, {kind: LeftOut})."""
+
+    def run(**entry: Any) -> tuple[list[list[tuple[str, bytes]]], list[str], dict[str, LeftOut]]:
+        config = configure(corpus=[{"name": "s", **entry}])
+        rests = {"s": Rest()}
+        found = [
+            sample
+            for partition in partitions(config, corpus, rests)
+            for sample in read(partition, lambda *told: None, rests["s"])
+        ]
+        sound = [list(sample.parts) for sample in found if hasattr(sample, "language")]
+        reasons = [sample.reason for sample in found if not hasattr(sample, "language")]
+        return sound, reasons, {row.kind: row for row in rests["s"].rows}
 
     return run

@@ -16,6 +16,7 @@ from motet.core.configuration import dump_config
 from motet.core.errors import UserError
 from motet.pipeline.job.engines import EngineOptions
 from motet.pipeline.job.job import tokenize_corpus
+from motet.pipeline.job.task import Result
 from motet.pipeline.job.work import PartitionFailed
 
 beam = pytest.importorskip("apache_beam")
@@ -153,7 +154,7 @@ def test_the_transform_goes_into_a_pipeline_of_ones_own(
 
     from motet.pipeline.job.engines.beam import TokenizePartitions
 
-    def own(work, tasks, workers, options) -> Iterator[int]:
+    def own(work, tasks, workers, options) -> Iterator[Result]:
         flags = ["--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=2"]
         names = {task.commit for task in tasks}
         pipeline = beam.Pipeline(options=PipelineOptions(flags))
@@ -165,7 +166,7 @@ def test_the_transform_goes_into_a_pipeline_of_ones_own(
         result.wait_until_finish()
         counters = {c.key.metric.name: c.committed for c in result.metrics().query()["counters"]}
         assert counters == {"partitions": len(tasks), "bytes": sum(task.partition.size for task in tasks)}
-        yield from (task.partition.size for task in tasks)
+        yield from (Result(task.partition.entry.name, task.partition.size, 1) for task in tasks)
 
     monkeypatch.setattr("motet.pipeline.job.engines.beam.run", own)
     tokenize_corpus(configure(partition_samples=3), corpus, tmp_path / "beam", engine="beam")
@@ -175,7 +176,7 @@ def test_the_transform_goes_into_a_pipeline_of_ones_own(
 def test_equal_tasks_are_equal_bytes(corpus: Path, configure) -> None:
     import copy
 
-    from motet.pipeline.dataset.shard import ShardHeader
+    from motet.pipeline.dataset.header import ShardHeader
     from motet.pipeline.job.engines.beam import TaskCoder
     from motet.pipeline.job.partitions import partitions
     from motet.pipeline.job.task import Task

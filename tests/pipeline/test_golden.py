@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from motet.pipeline.corpus.sources import sample
-from motet.pipeline.dataset import index, manifest, shard
+from motet.pipeline.dataset import header, index, manifest
 from motet.pipeline.job.job import tokenize_corpus
 from motet.pipeline.job.partitions import partitions
 
@@ -21,8 +21,8 @@ def test_a_text_dataset(corpus: Path, configure, tools: Path, tmp_path: Path, go
         entry.file: hashlib.sha256((tmp_path / "out" / entry.file).read_bytes()).hexdigest() for entry in found.shards
     }
     ids = [document.sample_id.hex() for entry in found.shards for document in found.open_shard(entry).documents()]
-    golden("shards of text", shard.FORMAT_VERSION, files)
-    golden("sample ids of text", shard.FORMAT_VERSION, ids)
+    golden("shards of text", header.FORMAT_VERSION, files)
+    golden("sample ids of text", header.FORMAT_VERSION, ids)
     written = json.loads((tmp_path / "out" / manifest.NAME).read_text("utf-8"))
     golden("manifest of text", manifest.FORMAT_VERSION, written)
     whole = hashlib.sha256((tmp_path / "out" / index.NAME).read_bytes()).hexdigest()

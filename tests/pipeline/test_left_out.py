@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import zstandard
+from corpora import captions, kinds, tar
 from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.core.errors import UserError
-from motet.pipeline.corpus.sources import read
-from motet.pipeline.corpus.sources.metadata import quoted
-from motet.pipeline.dataset.left_out import MOST_KINDS, LeftOut, Rest
+from motet.pipeline.dataset.left_out import MOST_KINDS, Rest
 from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.dataset.statistics import statistics
 from motet.pipeline.dataset.stats_page import page
 from motet.pipeline.job.job import tokenize_corpus
-from motet.pipeline.job.partitions import partitions
 
 LINE = b'{"text": "x"}\n'
 BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as out:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            out.addfile(info, io.BytesIO(data))
-
-
-@pytest.fixture
-def told(corpus: Path, configure):
-    """A function of an entry: (parts of its samples in order, reasons of its rejects, {kind: LeftOut})."""
-
-    def run(**entry: Any) -> tuple[list[list[tuple[str, bytes]]], list[str], dict[str, LeftOut]]:
-        config = configure(corpus=[{"name": "s", **entry}])
-        rests = {"s": Rest()}
-        found = [
-            sample
-            for partition in partitions(config, corpus, rests)
-            for sample in read(partition, lambda *told: None, rests["s"])
-        ]
-        sound = [list(sample.parts) for sample in found if hasattr(sample, "language")]
-        reasons = [sample.reason for sample in found if not hasattr(sample, "language")]
-        return sound, reasons, {row.kind: row for row in rests["s"].rows}
-
-    return run
-
-
-def kinds(samples: list[list[tuple[str, bytes]]]) -> list[str]:
-    """The modalities of each, by their first letters."""
-    return ["".join(modality[0] for modality, _ in parts) for parts in samples]
-
-
-def captions(samples: list[list[tuple[str, bytes]]]) -> list[list[str]]:
-    return [[data.decode() for modality, data in parts if modality == "text"] for parts in samples]
 
 
 # the table
@@ -239,149 +200,6 @@ def test_a_whole_path_inside_the_corpus_is_read_and_one_outside_is_not(corpus: P
 # folders
 
 
-@pytest.fixture
-def rows(corpus: Path) -> list[dict[str, Any]]:
-    """Two splits of three pictures each, without metadata; {"file_name", "caption"} of each."""
-    found = []
-    for split in ("train", "test"):
-        (corpus / "set" / split).mkdir(parents=True)
-        for i in range(3):
-            (corpus / f"set/{split}/{i}.png").write_bytes(f"{split}{i}".encode())
-            found.append({"split": split, "file_name": f"{i}.png", "caption": f'{split}, "{i}"\n\nof 3'})
-    return found
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k != "split"} for row in rows])
-    if path.suffix == ".parquet":
-        pq.write_table(table, path, row_group_size=2)
-    elif path.suffix == ".csv":
-        import csv
-
-        with path.open("w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.DictWriter(file, table.column_names)
-            writer.writeheader()
-            writer.writerows(table.to_pylist())
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-@pytest.mark.parametrize("where", ["splits", "root"])
-@pytest.mark.parametrize("columns", [None, {"file_name": "image", "caption": "text"}])
-def test_metadata_of_every_kind_in_every_place(
-    ending: str, where: str, columns: dict[str, str] | None, corpus: Path, rows: list[dict[str, Any]], told
-) -> None:
-    if where == "root":
-        write_rows(
-            corpus / f"set/metadata.{ending}", [{**r, "file_name": f"{r['split']}/{r['file_name']}"} for r in rows]
-        )
-    else:
-        for split in ("train", "test"):
-            write_rows(corpus / f"set/{split}/metadata.{ending}", [row for row in rows if row["split"] == split])
-    (corpus / "set/train/extra.png").write_bytes(b"extra")
-    entry = {"columns": columns} if columns else {"modality": "image"}
-    found, bad, left = told(format="folder", path="set", **entry)
-    expected = rows if where == "root" else rows[3:] + rows[:3]
-    order = -1 if columns else 1
-    pairs = [
-        [("text", r["caption"].encode()), ("image", f"{r['split']}{r['file_name'][0]}".encode())][::order]
-        for r in expected
-    ]
-    assert found == pairs and not bad
-    assert {kind: (row.count, row.example) for kind, row in left.items()} == {
-        "files ending in .png that no row names": (1, "train/extra.png")
-    }
-
-
-def test_several_media_a_row_lists_of_them_and_other_captions(corpus: Path, rows: list[dict[str, Any]], told) -> None:
-    row = {"input_file_name": "0.png", "edited_file_names": ["1.png", "2.png"], "text": "a", "caption": "b", "label": 3}
-    (corpus / "set/train/metadata.jsonl").write_text(json.dumps(row) + "\n")
-    found, _, left = told(format="folder", path="set", modality="image")
-    assert kinds(found) == ["tiii", "i", "i", "i"], "a split without metadata gives its files"
-    assert set(left) == {"field 'label'", "field 'caption'"}
-    columns = {"caption": "text", "edited_file_names": "image", "input_file_name": "image", "text": "text"}
-    found, _, left = told(format="folder", path="set/train", columns=columns)
-    assert found[0] == [
-        ("text", b"b"),
-        ("image", b"train1"),
-        ("image", b"train2"),
-        ("image", b"train0"),
-        ("text", b"a"),
-    ]
-    assert set(left) == {"field 'label'"}
-    with pytest.raises(UserError, match="columns: no row of the metadata has 'captoin'; there are caption, "):
-        told(format="folder", path="set/train", columns={"captoin": "text", "input_file_name": "image"})
-    (corpus / "set/metadata.csv").write_text("LJ001-0001|Printing, in the only sense|Printing\n" * 2)
-    with pytest.raises(UserError, match=r"has 'file_name'; there are .*Printing.*; say which"):
-        told(format="folder", path="set/metadata.csv", modality="image")
-    (corpus / "set/metadata.csv").unlink()
-    with pytest.raises(UserError, match=r"columns: .* holds no metadata.jsonl or "):
-        told(format="folder", path="set/test", columns={"caption": "text", "file_name": "image"})
-
-
-def test_rows_that_are_wrong_cost_themselves(corpus: Path, rows: list[dict[str, Any]], told) -> None:
-    lines = [
-        "file_name,text",
-        '0.png,a 5" pipe',
-        '1.png,"one, ""two"""',
-        "2.png",
-        "3.png,gone",
-        "0.png,",
-        '1.png,"open',
-        "2.png,x",
-    ]
-    (corpus / "set/train/metadata.csv").write_text("\n".join(lines) + "\n")
-    found, bad, _ = told(format="folder", path="set/train", modality="image")
-    assert captions(found) == [['a 5" pipe'], ['one, "two"'], []]
-    assert bad == ["bad-row", "missing-file", "not-csv"]
-    (corpus / "set/train/metadata.csv").write_text("file_name,,\n0.png,a,b\n")
-    with pytest.raises(UserError, match="does not name every column once"):
-        told(format="folder", path="set/train", modality="image")
-    (corpus / "set/train/metadata.csv").unlink()
-    (corpus / "set/train/metadata.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(UserError, match="is no Parquet file"):
-        told(format="folder", path="set/train", modality="image")
-
-
-def test_a_metadata_file_alone_as_common_voice_has_it(corpus: Path, rows: list[dict[str, Any]], told) -> None:
-    lines = ["client_id\tpath\tsentence", '7\t0.png\t"Say ""no"""', '8\t1.png\tA "stray quote', "9\t9.png\tgone"]
-    (corpus / "validated.tsv").write_text("\n".join(lines) + "\n")
-    entry = {
-        "format": "folder",
-        "path": "validated.tsv",
-        "root": "set/train",
-        "columns": {"sentence": "text", "path": "image"},
-    }
-    found, bad, left = told(**entry)
-    assert captions(found) == [['Say "no"'], ['A "stray quote']] and bad == ["missing-file"]
-    assert found[1][1] == ("image", b"train1") and set(left) == {"field 'client_id'"}
-
-
-@given(
-    st.lists(st.tuples(st.text(st.sampled_from('a",\n é'), max_size=8), st.text(st.sampled_from('b",\n'), max_size=4))),
-    st.integers(1, 9),
-)
-def test_csv_records_are_where_pythons_own_reader_has_them(values: list[tuple[str, str]], step: int) -> None:
-    import csv
-
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([("x", *value) for value in values])
-    data = out.getvalue().encode()
-    blocks = [data[i : i + step] for i in range(0, len(data), step)]
-    found = [(place, next(csv.reader([record.decode()]))) for place, record in quoted(blocks) if record is not None]
-    assert [row for _, row in found] == [["x", *value] for value in values]
-    assert all(data[place : place + 1] == b"x" for place, _ in found)
-
-
-def test_files_of_another_kind_beside_media_are_told(corpus: Path, told) -> None:
-    (corpus / "set").mkdir()
-    for name in ("0.png", "1.JPG", "noending", "README.md", "labels.csv", "a.wav"):
-        (corpus / "set" / name).write_bytes(b"x")
-    found, _, left = told(format="folder", path="set", modality="image")
-    assert len(found) == 3 and set(left) == {f"files ending in .{end}" for end in ("md", "csv", "wav")}
-
-
 # endings
 
 
@@ -423,9 +241,9 @@ def test_what_a_cut_stream_still_has_is_read(ending: str, compress, corpus: Path
     assert len(told(format="text", path=f"a.jsonl{ending}")[0]) == 4000
     (corpus / f"a.jsonl{ending}").write_bytes(whole[: len(whole) // 2])
     found, bad, _ = told(format="text", path=f"a.jsonl{ending}")
-    assert len(found) > 500 and bad[-1] == "truncated-file" and found[0][0][1] in data
+    assert len(found) > 500 and bad[-1] == "lost-rest" and found[0][0][1] in data
     (corpus / f"a.jsonl{ending}").write_bytes(b"no stream at all")
-    assert told(format="text", path=f"a.jsonl{ending}")[1] == ["broken-compression"]
+    assert told(format="text", path=f"a.jsonl{ending}")[1] == ["lost-rest"]
 
 
 def test_a_named_file_without_a_known_ending_is_what_it_begins_with(corpus: Path, told) -> None:

@@ -10,8 +10,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from motet.pipeline.dataset.header import DamagedShard, ShardHeader
 from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import DamagedShard, Document, Shard, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.dataset.shard import Document, Shard, ShardWriter, sample_id
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 
 SPECS = {

@@ -16,25 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import zstandard
+from corpora import documents, read_all
 
 from motet.core.errors import UserError
-from motet.pipeline.corpus.files import Changed
-from motet.pipeline.corpus.sources import read
 from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.job.job import tokenize_corpus
-from motet.pipeline.job.partitions import partitions
 
 BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def documents(manifest: Manifest) -> list[list[tuple[str, tuple[int, ...], bytes]]]:
-    """Every document's spans, in order; what its source is called and where it stood does not count."""
-    return [
-        [(modality, tokens.shape, tokens.ids.tobytes()) for modality, tokens in document.spans]
-        for entry in manifest.shards
-        if entry.rows
-        for document in manifest.open_shard(entry).documents()
-    ]
 
 
 @pytest.fixture
@@ -169,7 +157,7 @@ def test_a_tar_that_breaks_is_read_as_far_as_it_goes(corpus: Path, tokens) -> No
     ):
         (corpus / f"{name}.tar").write_bytes(broken)
         manifest = tokens(format="webdataset", path=f"{name}.tar")
-        assert (manifest.documents, manifest.rejects()) == (sound, {"broken-tar": 1}), name
+        assert (manifest.documents, manifest.rejects()) == (sound, {"lost-rest": 1}), name
 
 
 def test_odd_members_of_a_tar(corpus: Path, tokens) -> None:
@@ -232,6 +220,31 @@ def test_segments_of_a_recording_are_its_samples(corpus: Path, tokens) -> None:
     assert found.rejects() == {"bad-segment": 4}
 
 
+def test_segments_of_joined_and_endless_recordings_reach_their_end_or_are_refused(corpus: Path, tokens) -> None:
+    """Two MP3 files in one, a WAV written to a pipe, and files whose end, in a segment, is missing."""
+    random = np.random.default_rng(0)
+    samples = random.normal(0, 0.1, 32_000).clip(-1, 1).astype(np.float32)
+    folder = corpus / "long"
+    folder.mkdir()
+    for form in ("MP3", "WAV", "FLAC"):
+        soundfile.write(folder / f"one.{form.lower()}", samples, 16_000, format=form)
+    mp3, wav, flac = ((folder / f"one.{form}").read_bytes() for form in ("mp3", "wav", "flac"))
+    (folder / "joined.mp3").write_bytes(2 * mp3)
+    (folder / "piped.wav").write_bytes(wav[:40] + b"\xff\xff\xff\x7f" + wav[44:])
+    (folder / "cut.wav").write_bytes(wav[:50_000])
+    (folder / "cut.flac").write_bytes(flac[: len(flac) * 3 // 4])
+    places = {"joined.mp3": 3.0, "piped.wav": 1.0, "cut.wav": 0.0, "cut.flac": 0.0}
+    rows = [{"audio_filepath": f"long/{name}", "offset": offset, "duration": 1.0} for name, offset in places.items()]
+    rows += [{**row, "offset": 1.0} for row in rows if "cut" in row["audio_filepath"]]
+    (corpus / "long.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = tokens(format="nemo", path="long.json")
+    assert [shape for ((_, shape, _),) in documents(found)] == [(40, 2)] * 4
+    assert found.rejects() == {"truncated-audio": 1, "not-audio": 1}  # of FLAC the library says only that it is broken
+    assert {reject["position"] for reject in found.quarantine()} == {
+        f"long.json@{sum(len(json.dumps(row)) + 1 for row in rows[:i])}" for i in (4, 5)
+    }
+
+
 @pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
 def test_compressed_text_gives_the_same_documents(ending: str, compress, corpus: Path, tokens) -> None:
     plain = documents(tokens(format="text", path="text.jsonl"))
@@ -243,35 +256,7 @@ def test_compressed_text_gives_the_same_documents(ending: str, compress, corpus:
     (corpus / f"cut.jsonl.{ending}").write_bytes(cut[: len(cut) * 2 // 3])
     manifest = tokens(format="text", path=f"cut.jsonl.{ending}")
     assert documents(manifest) == plain[: manifest.documents] and sum(manifest.rejects().values()) in (1, 2)
-    assert manifest.rejects().get("truncated-file") == 1
-
-
-def test_a_plan_of_text_cuts_where_lines_end_and_loses_none(corpus: Path, configure, tmp_path: Path) -> None:
-    rows = [json.dumps({"text": f"Line {i} " + "x" * (i * 37 % 900)}).encode() for i in range(500)]
-    for end in (b"", b"\n"):
-        (corpus / "many.jsonl").write_bytes(b"\n".join(rows) + end)
-        for size in (1, 100, 1000, 10**6):
-            config = configure(corpus=[{"name": "m", "format": "text", "path": "many.jsonl"}], partition_bytes=size)
-            texts = [s.parts[0][1] for p in partitions(config, corpus) for s in read(p, lambda *told: None)]
-            assert texts == [json.loads(row)["text"].encode() for row in rows], size
-
-
-def read_all(config, base: Path) -> tuple[list, list]:
-    """(partitions, everything that they give) of a configuration."""
-    plan = partitions(config, base)
-    return plan, [sample for partition in plan for sample in read(partition, lambda *told: None)]
-
-
-def test_row_groups_are_put_together_or_cut(corpus: Path, configure) -> None:
-    """Every row once and in order, whatever the row groups; small ones share a partition, large ones are cut."""
-    texts = [f"Text {i} " + "abc " * (i % 50) for i in range(400)]
-    for groups, size, least, most in ((7, 5000, 9, 15), (400, 5000, 3, 4), (1, 10**6, 1, 1), (150, 100, 9, 12)):
-        pq.write_table(pa.table({"text": texts}), corpus / "rows.parquet", row_group_size=groups, use_dictionary=False)
-        entry = {"name": "r", "format": "parquet", "path": "rows.parquet", "columns": {"text": "text"}}
-        plan, found = read_all(configure(corpus=[entry], partition_bytes=size), corpus)
-        assert [s.parts[0][1].decode() for s in found] == texts
-        assert [s.position for s in found] == [f"rows.parquet#{i}" for i in range(400)]
-        assert least <= len(plan) <= most, (groups, size, len(plan))
+    assert manifest.rejects().get("lost-rest") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells a process's memory as Linux does")
@@ -321,79 +306,3 @@ def test_a_caption_that_stands_twice_is_read_once(corpus: Path, configure) -> No
     _, found = read_all(configure(corpus=[entry]), corpus)
     assert [s.parts for s in found] == [(("text", b"a face"), ("image", picture)), (("text", b"a face"),)]
     assert [s.language for s in found] == ["en", "en"]
-
-
-@pytest.mark.parametrize("name", ["a.parquet", "a.tar", "text.jsonl"])
-def test_a_file_that_changed_since_the_plan_stops_the_partition(name: str, corpus: Path, configure) -> None:
-    pq.write_table(pa.table({"text": ["a", "b"]}), corpus / "a.parquet")
-    tar(corpus / "a.tar", [("0.txt", b"a" * 9000)])
-    kind = {"parquet": "parquet", "tar": "webdataset", "jsonl": "text"}[name.rsplit(".", 1)[1]]
-    columns = {"columns": {"text": "text"}} if kind == "parquet" else {}
-    config = configure(corpus=[{"name": "c", "format": kind, "path": name, **columns}])
-    plan = partitions(config, corpus)
-    (corpus / name).write_bytes((corpus / name).read_bytes()[:-600])
-    with pytest.raises(Changed, match="it was changed; run the command again"):
-        [sample for partition in plan for sample in read(partition, lambda *told: None)]
-
-
-@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
-def test_columns_in_another_order_are_another_reading(kind: str, corpus: Path, configure, tmp_path: Path) -> None:
-    """The order of `columns` is that of a document's parts: the commits of another order do not pass as done."""
-    rows = pictures(corpus)[:6]
-    images = pa.array([{"bytes": row["bytes"]} for row in rows], BYTES)
-    pq.write_table(pa.table({"webp": images, "txt": [row["text"] for row in rows]}), corpus / "a.parquet")
-    parts = (
-        (f"{i}.{end}", row[key]) for i, row in enumerate(rows) for end, key in (("webp", "bytes"), ("txt", "text"))
-    )
-    tar(corpus / "a.tar", [(name, data if isinstance(data, bytes) else data.encode()) for name, data in parts])
-    path = {"parquet": "a.parquet", "webdataset": "a.tar"}[kind]
-    read_so = []
-    for order in ((("txt", "text"), ("webp", "image")), (("webp", "image"), ("txt", "text"))):
-        config = configure(corpus=[{"name": "c", "format": kind, "path": path, "columns": dict(order)}])
-        result = tokenize_corpus(config, corpus, tmp_path / "out")
-        assert result.done == result.partitions == 1
-        read_so.append(documents(result.manifest))
-        assert [modality for modality, _, _ in read_so[-1][0]] == [modality for _, modality in order]
-    assert read_so[1] == [document[::-1] for document in read_so[0]]
-
-
-def test_partitions_hold_as_many_samples_as_are_asked_for(corpus: Path, configure) -> None:
-    """30 pictures by 8: in rows that name them, in a folder without rows, and as files of text; bytes that just fit do."""
-
-    def held(**fields: Any) -> list[int]:
-        entry = {"name": "p", **{key: fields.pop(key) for key in ("format", "path", "modality") if key in fields}}
-        plan = partitions(configure(corpus=[entry], **fields), corpus)
-        return [sum(1 for _ in read(partition, lambda *told: None)) for partition in plan]
-
-    (corpus / "texts").mkdir()
-    for i, row in enumerate(pictures(corpus)):
-        (corpus / f"texts/{i:02d}.txt").write_text(f"{row['text']:200.200}", encoding="ascii", errors="replace")
-    assert held(format="folder", path="pictures", modality="image", partition_bytes=10**6) == [8, 8, 8, 6]
-    (corpus / "pictures/metadata.jsonl").unlink()
-    assert held(format="folder", path="pictures", modality="image") == [8, 8, 8, 6]
-    assert held(format="text", path="texts") == [8, 8, 8, 6]
-    assert held(format="text", path="texts", partition_bytes=1000) == [5] * 6
-    assert held(format="text", path="texts", partition_bytes=999) == [4] * 7 + [2]
-    assert held(format="text", path="texts", partition_bytes=1) == [1] * 30, "a file that is larger stands alone"
-
-
-@pytest.mark.parametrize("named", ["interleaved", "nemo", "nemo, whole paths"])
-def test_media_that_changed_are_read_again_whoever_names_them(
-    named: str, corpus: Path, configure, tmp_path: Path
-) -> None:
-    """Versions of the media that rows name are in the keys: only the partition of the changed file is done again."""
-    sounds = sorted((corpus / "sounds").glob("*.ogg"))[:6]
-    prefix = f"{corpus}/" if "whole" in named else ""
-    names = [f"{prefix}sounds/{file.name}" for file in sounds]
-    if named == "interleaved":
-        rows = [{"parts": [{"text": "It says:"}, {"speech": name}]} for name in names]
-    else:
-        rows = [{"audio_filepath": name, "text": "It says:"} for name in names]
-    (corpus / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    entry = {"name": "m", "format": named.split(",")[0], "path": "rows.json"}
-    config = configure(corpus=[entry], partition_samples=2)
-    before = documents(tokenize_corpus(config, corpus, tmp_path / "out").manifest)
-    sounds[3].write_bytes(sounds[0].read_bytes())
-    result = tokenize_corpus(config, corpus, tmp_path / "out")
-    assert (result.done, result.partitions) == (1, 3)
-    assert documents(result.manifest) == [*before[:3], before[0], *before[4:]]

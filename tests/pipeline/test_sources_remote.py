@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from motet.core.errors import UserError
-from motet.pipeline import remote as stores
+from motet.pipeline import remote as remote_client
 from motet.pipeline.corpus import files
 from motet.pipeline.corpus.sources import RawSample, read
 from motet.pipeline.job.config import TokenizeConfig
@@ -101,7 +101,7 @@ def test_a_missing_file_is_a_reject_and_a_store_that_is_gone_is_not(
     plan = partitions(config, corpus)
     found = [s for p in plan for s in read(p, lambda *told: None)]
     assert [s.reason for s in found if not isinstance(s, RawSample)] == ["missing-file"] and len(found) == 30
-    monkeypatch.setattr(stores, "ATTEMPTS", 3)
+    monkeypatch.setattr(remote_client, "ATTEMPTS", 3)
     for fault in ("503", "reset", "cut"):
         faults.fault = lambda method, path, n, fault=fault: fault if method == "GET" else ""
         with pytest.raises(Unreachable, match=r"s3://.*/pictures/"):
@@ -113,8 +113,8 @@ def test_a_store_that_goes_away_stops_a_plan_and_a_partition(
     entry, faults: Any, stored: str, corpus: Path, configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever request it goes away at: either everything is there, or the exception says why not."""
-    monkeypatch.setattr(stores, "ATTEMPTS", 2)
-    monkeypatch.setattr(stores, "WAIT", 0.0)
+    monkeypatch.setattr(remote_client, "ATTEMPTS", 2)
+    monkeypatch.setattr(remote_client, "WAIT", 0.0)
     config = remote(configure(corpus=[{"name": "one", **entry}]), stored)
     whole, total = samples(config, corpus), sum(faults.asked.values())
     faults.asked.clear()

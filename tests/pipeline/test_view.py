@@ -14,8 +14,9 @@ from PIL import Image
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset import view
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import DamagedShard, Document
+from motet.pipeline.dataset.shard import Document
 from motet.pipeline.dataset.tokenizers import dataset_tokenizers
 from motet.pipeline.job.job import tokenize_corpus
 from motet.tokenizers.contract import Tokenizer, Tokens

@@ -71,7 +71,7 @@ def of_norm(word):
         sizes = {"ROWS": block, "WIDTH": width}
         for add in (False, True):
             yield norm.norm_kernel, sizes | {"ADD": add}, {"num_warps": warps}
-        yield norm.norm_backward_kernel, sizes | {"PIECE": 64}, {"num_warps": warps}
+        yield norm.norm_backward_kernel, sizes | {"STRIP": 64}, {"num_warps": warps}
     yield rows.sum_strips, {"ROWS": 64, "WIDTH": rows.SUM_WIDTH, "DEPTH": rows.SUM_DEPTH}, {}
 
 
@@ -81,7 +81,7 @@ def of_rope(word):
             blocks = dict(zip(("HEADS", "KV_HEADS", "HALF"), rope._blocks(*heads), strict=True))
             warps = {"num_warps": rope._warps(heads[0])}
             yield rope.rope_kernel, flags | blocks, warps
-            yield rope.rope_backward_kernel, flags | blocks | {"PIECE": rope.PIECE}, warps
+            yield rope.rope_backward_kernel, flags | blocks | {"STRIP": rope.STRIP}, warps
 
 
 def of_swiglu(word):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motet.pipeline.dataset.header import ShardHeader
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
-from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.dataset.shard import Document, ShardWriter, sample_id
 from motet.pipeline.dataset.store import store_of
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.trainer.config import TrainConfig

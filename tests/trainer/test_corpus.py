@@ -6,8 +6,9 @@ import pytest
 from whole import everything
 
 from motet.core.errors import UserError
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import DamagedShard, sample_id
+from motet.pipeline.dataset.shard import sample_id
 from motet.trainer.config import DataConfig
 from motet.trainer.data.corpus import Corpus, Documents
 from motet.trainer.data.order import Order

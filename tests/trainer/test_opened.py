@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import DamagedShard
 from motet.trainer.config import DataConfig
 from motet.trainer.data import damage
 from motet.trainer.data.balance import costs, shares

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from whole import everything
 
-from motet.pipeline.dataset.shard import DamagedShard
+from motet.pipeline.dataset.header import DamagedShard
 from motet.trainer.data import records
 from motet.trainer.data.corpus import Corpus
 

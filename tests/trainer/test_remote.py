@@ -11,9 +11,9 @@ from whole import everything
 from motet.core.errors import UserError
 from motet.pipeline import remote
 from motet.trainer.config import DataConfig
+from motet.trainer.data.chunk_cache import ChunkCache
 from motet.trainer.data.collate import Noise
 from motet.trainer.data.corpus import Corpus
-from motet.trainer.data.fetched import ChunkCache
 from motet.trainer.data.loader import Loader
 from motet.trainer.data.order import Cursor, Damage, Order
 from motet.trainer.data.records import LostBatches, Records

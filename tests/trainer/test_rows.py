@@ -7,7 +7,8 @@ import pytest
 from whole import everything
 
 from motet.core.errors import UserError
-from motet.pipeline.dataset.shard import DamagedShard, Document, sample_id
+from motet.pipeline.dataset.header import DamagedShard
+from motet.pipeline.dataset.shard import Document, sample_id
 from motet.tokenizers.contract import Tokens
 from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.plain_rows import TokenRows

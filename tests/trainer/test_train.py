@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from motet.core.errors import UserError
-from motet.pipeline.dataset.shard import DamagedShard
+from motet.pipeline.dataset.header import DamagedShard
 from motet.trainer.config import load
 from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.loader import heldout_loader

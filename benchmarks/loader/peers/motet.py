@@ -23,9 +23,10 @@ class Motet(Peer):
 
     def write(self, arrays: Sequence[np.ndarray], folder: Path) -> None:
         """A document per array, as `motet tokenize` writes them."""
+        from motet.pipeline.dataset.header import ShardHeader
         from motet.pipeline.dataset.index import NAME, to_bytes
         from motet.pipeline.dataset.manifest import Manifest, ShardEntry
-        from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
+        from motet.pipeline.dataset.shard import Document, ShardWriter, sample_id
         from motet.pipeline.dataset.store import store_of
         from motet.tokenizers.contract import TokenizerSpec, Tokens
 

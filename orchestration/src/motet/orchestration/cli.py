@@ -9,13 +9,15 @@ Exit codes: 0 done; 1 failed; 2 the user's input or configuration is wrong; 3 do
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from motet.core.errors import UserError
-from motet.orchestration.commands import generate, inspect, run, score, tokenize, tokenizer, train
+from motet.core.urls import censored
+from motet.orchestration.commands import generate, inspect, rejects, run, score, tokenize, tokenizer, train
 
 
 class _Verbs(TyperGroup):
@@ -63,6 +65,7 @@ app.command("tokenize", rich_help_panel="Corpus to shards")(tokenize.tokenize)
 app.command("stats", rich_help_panel="Corpus to shards")(inspect.stats)
 app.command("view", rich_help_panel="Corpus to shards")(inspect.view)
 app.command("verify", rich_help_panel="Corpus to shards")(inspect.verify)
+app.command("rejects", rich_help_panel="Corpus to shards")(rejects.rejects)
 app.command("gc", rich_help_panel="Corpus to shards")(tokenize.gc)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel="Corpus to shards")
 app.command("upcycle", rich_help_panel="Shards to model")(train.upcycle)
@@ -88,7 +91,8 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except Exception as error:
         if debug:
-            raise
+            print(censored(traceback.format_exc()), end="", file=sys.stderr)
+            sys.exit(1)
         if isinstance(error, UserError):
             _fail(str(error), 2)
         told = getattr(error, "format_message", None)  # Typer's own: a wrong verb or option
@@ -102,5 +106,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"motet: {message}", file=sys.stderr)
+    print(f"motet: {censored(message)}", file=sys.stderr)
     sys.exit(code)

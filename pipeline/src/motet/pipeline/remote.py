@@ -5,18 +5,21 @@
 What may pass (5xx, time-outs, resets, short answers) is tried again, ever more slowly; if it does not pass, it is
 `Unreachable`, and the same command will do it later. A refusal (an expired token, a missing permission) is told at once:
 `Refused`. Keys and end points come from the cloud libraries' own environment variables and files, so a URI can be sent to
-any worker. Reading and writing both go this way, for corpora, datasets and training.
+any worker. What gives access in a URI itself, a password or the signature of a presigned link, is kept here (`concealed`)
+and put back only where the store is asked; everybody else has the public URI, and may store and print it. Reading and
+writing both go this way, for corpora, datasets and training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from motet.core.errors import UserError
+from motet.core.urls import censored, public
 
 ATTEMPTS = 8
 WAIT = 0.2
@@ -43,6 +46,54 @@ class Info:
 def is_remote(path: str) -> bool:
     """Whether this is a URI."""
     return "://" in path
+
+
+_secrets: dict[str, str] = {}
+"""Queries by their whole public URI, and users with their passwords by scheme and host."""
+
+
+def concealed(path: str) -> str:
+    """The public URI of one that may give access itself; this process can read it by its public name from now on."""
+    shown = public(path)
+    if shown != path and "::" not in path:
+        rest = path.partition("://")[2]
+        at = rest.partition("?")[0].partition("/")[0].rpartition("@")[0]
+        if at:
+            _secrets[_host(shown)] = at
+        if "?" in rest:
+            _secrets[shown] = rest.partition("?")[2]
+    elif shown != path:
+        _secrets[shown] = path
+    return shown
+
+
+def secrets_of(paths: Iterable[str]) -> dict[str, str]:
+    """What `know` needs in another process to read these public URIs there."""
+    names = {name for path in paths if is_remote(path) for name in (path, _host(path))}
+    return {name: _secrets[name] for name in sorted(names) if name in _secrets}
+
+
+def know(secrets: Mapping[str, str]) -> None:
+    """Learn what another process's `secrets_of` told."""
+    _secrets.update(secrets)
+
+
+def revealed(path: str) -> str:
+    """The URI that gives access, of a public one."""
+    if not _secrets or not is_remote(path):
+        return path
+    if "::" in path:
+        return _secrets.get(path, path)
+    scheme, _, rest = path.partition("://")
+    if (query := _secrets.get(path)) is not None:
+        rest = f"{rest.partition('?')[0]}?{query}"
+    at = _secrets.get(_host(path))
+    return f"{scheme}://{at}@{rest}" if at else f"{scheme}://{rest}"
+
+
+def _host(path: str) -> str:
+    scheme, _, rest = path.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}"
 
 
 def ask(path: str, question: Callable[[Any, str], T]) -> T:
@@ -82,10 +133,17 @@ def ranged(path: str, begin: int, end: int) -> bytes:
 
 def _judged(error: Exception, path: str) -> Exception:
     """What a file system's exception means: missing, refused, for now unreachable, or a bug (itself)."""
-    if isinstance(error, (FileNotFoundError, FileExistsError, UserError)):
+    if isinstance(error, FileNotFoundError):
+        cause = error.__cause__
+        if not path.startswith("http"):
+            return error
+        # fsspec's client of the web says of every failure that there is no such file, and names it with its signature
+        judged = _judged(cause, path) if isinstance(cause, Exception) else cause
+        return judged if isinstance(judged, Refused | Unreachable) else FileNotFoundError(path)
+    if isinstance(error, (FileExistsError, UserError)):
         return error
     status = _status(error)
-    told = str(error) or type(error).__name__
+    told = censored(str(error)) or type(error).__name__
     if status in (404, 410):
         return FileNotFoundError(path)
     refused = isinstance(error, PermissionError) or type(error).__name__ in (
@@ -129,7 +187,7 @@ def _file_system(path: str) -> tuple[Any, str]:
     try:
         import fsspec
 
-        fs, name = fsspec.core.url_to_fs(path, use_listings_cache=False)
+        fs, name = fsspec.core.url_to_fs(revealed(path), use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UserError(f"{path}: {error}; pip install 'motet-pipeline[remote]' brings s3, gs, hf and https") from None
     return fs, name

@@ -21,6 +21,9 @@ from pydantic import BaseModel
 from motet.core.configuration import Settings
 from motet.core.errors import UserError
 
+LARGEST = 1 << 16
+"""Values of a latent vector, and codebooks, that a tokenizer has at most."""
+
 
 class BadSample(Exception):
     """One raw sample cannot become a document; it is quarantined and the job goes on.
@@ -66,8 +69,19 @@ class TokenizerSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TokenizerSpec:
-        """Inverse of `to_json`."""
-        return cls(**{**data, "codebooks": tuple(data["codebooks"])})
+        """Inverse of `to_json`; ValueError for one that no tokenizer can have."""
+        spec = cls(**{**data, "codebooks": tuple(data["codebooks"])})
+        sizes = (*spec.codebooks, spec.latent_dim)
+        if not all(type(size) is int for size in sizes) or not 0 <= spec.latent_dim <= LARGEST:
+            raise ValueError(f"{spec.name}: codebooks {spec.codebooks!r:.80}, latent_dim {spec.latent_dim!r:.80}")
+        if any(not 0 < size <= 1 << 31 for size in spec.codebooks) or len(spec.codebooks) > LARGEST:
+            raise ValueError(f"{spec.name}: codebooks of {spec.codebooks!r:.80} ids")
+        kinds = {"discrete": (True, False), "continuous": (False, True)}
+        if kinds.get(spec.kind) != (bool(spec.codebooks), bool(spec.latent_dim)):
+            raise ValueError(
+                f"{spec.name}: {spec.kind!r:.40}, with {len(spec.codebooks)} codebooks and latents of {spec.latent_dim}"
+            )
+        return spec
 
 
 @dataclass(frozen=True)

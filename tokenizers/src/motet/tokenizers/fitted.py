@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +26,14 @@ def save_fitted(out: Path, kind: str, config: BaseModel, arrays: dict[str, torch
     save_file({name: array.contiguous() for name, array in arrays.items()}, out / "model.safetensors")
 
 
-def load_fitted(path: Path, kind: str, config: type[Config]) -> tuple[Config, dict[str, torch.Tensor]]:
-    """Read it back.
+def load_fitted(
+    path: Path, kind: str, config: type[Config], shapes: Mapping[str, tuple[str, ...]]
+) -> tuple[Config, dict[str, torch.Tensor]]:
+    """Read it back; `shapes` names its arrays, and each axis: by the field of the configuration that says how long it is, or
+    by any other word.
 
     Raises:
-        UserError: there is no such folder, it holds another kind of tokenizer, or its files are damaged.
+        UserError: there is no such folder, it holds another kind of tokenizer, or its files are damaged or of two folders.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -37,15 +41,15 @@ def load_fitted(path: Path, kind: str, config: type[Config]) -> tuple[Config, di
     place = path / "config.json"
     try:
         content: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-        found = content.pop("kind", None)
+        written_by = content.pop("kind", None)
     except FileNotFoundError:
         raise UserError(
             f"{kind}: path: {path} holds no fitted tokenizer (config.json); fit one with 'motet tokenizer fit {kind}'"
         ) from None
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{kind}: path: {place} cannot be read: {error}") from None
-    if found != kind:
-        raise UserError(f"{kind}: path: {path} holds a tokenizer of kind {found!r}, not {kind!r}")
+    if written_by != kind:
+        raise UserError(f"{kind}: path: {path} holds a tokenizer of kind {written_by!r}, not {kind!r}")
     weights = path / "model.safetensors"
     try:
         arrays = load_file(weights)
@@ -53,4 +57,12 @@ def load_fitted(path: Path, kind: str, config: type[Config]) -> tuple[Config, di
         raise UserError(f"{kind}: path: {weights} does not exist; copy it beside config.json, or fit again") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{kind}: path: {weights} is damaged: {error}; copy it again, or fit again") from None
-    return validate(content, config, str(place)), arrays
+    found = validate(content, config, str(place))
+    fits = arrays.keys() == shapes.keys() and all(
+        arrays[name].dim() == len(axes)
+        and all(size == getattr(found, axis, size) for size, axis in zip(arrays[name].shape, axes, strict=True))
+        for name, axes in shapes.items()
+    )
+    if not fits:
+        raise UserError(f"{kind}: path: {weights} does not fit its config.json; fit again")
+    return found, arrays

@@ -9,20 +9,19 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from motet.core.errors import one_line
+from motet.tokenizers import containers, deep, picture_files, sound_files
 from motet.tokenizers.contract import BadSample, Waveform
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-SOUND_SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")  # and MP3
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000  # Hz
 BLOCK = 1 << 18  # frames decoded at a time: what is held besides the mono result
+LOADING = 2
+"""Version of how a sound file becomes samples, in speech tokenizers' content hashes: raise it when those of any file may change."""
 PASSES = 100
 """Times `max_pixels` that a progressive JPEG may go over: it may ask for thousands of passes, cameras write about ten."""
 
@@ -49,30 +48,18 @@ def load_reduced(
     Raises:
         BadSample: `empty-file`, `not-an-image`, `image-too-large` (more than `max_pixels`, told from the header, before
             any pixel is decoded; or a JPEG whose passes over all its pixels come to PASSES times that), `truncated-image`
-            (the header is sound, the pixels are not all there).
+            (the header is sound, the pixels are not all there), `unknown-white` (numbers of which nothing says which one
+            is white).
     """
     if not data:
         raise BadSample("empty-file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd metadata and large pictures: the size is judged below
-        try:
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise BadSample("image-too-large", str(error)) from None
-        except Exception as error:  # a parser of hostile bytes: whatever it raises is the file's fault
-            raise BadSample("not-an-image", one_line(error)) from None
-        if image.width * image.height > max_pixels:
-            raise BadSample("image-too-large", f"{image.width} x {image.height} is over {max_pixels} pixels")
-        passes = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1
-        if passes * image.width * image.height > PASSES * max_pixels:
-            raise BadSample("image-too-large", f"{image.width} x {image.height} pixels in {passes} passes")
-        try:
-            filled = _reduce(image, side) if side else None
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _on_white(image), filled or image.size
-        except Exception as error:  # the same, one layer deeper
-            raise BadSample("truncated-image", one_line(error)) from None
+    try:
+        return _picture(data, side, max_pixels)
+    except BadSample as bad:
+        bare = picture_files.bare(data) if bad.reason in ("not-an-image", "truncated-image") else data
+        if len(bare) == len(data):
+            raise
+    return _picture(bare, side, max_pixels)  # metadata that Pillow cannot read is no fault of the picture
 
 
 def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
@@ -81,42 +68,26 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
     Raises:
         BadSample: `empty-file`, `not-audio`, `empty-audio` (no samples), `audio-too-long` (over `max_seconds`, told from
             the header where it says so, and never more than that is decoded), `truncated-audio`, `not-finite-audio`
-            (NaN or infinite samples).
+            (NaN or infinite samples); of video containers `no-decoder` (an extra is not installed) and `no-audio-stream`.
     """
-    import soundfile
-
     if not data:
         raise BadSample("empty-file")
-    if not data.startswith(SOUND_SIGNATURES):
+    waves: list[Waveform] = []
+    left = max_seconds
+    if container := containers.kind(data):
+        waves.append(containers.decoded(data, container, max_seconds))
+    elif not sound_files.is_sound(data):
         raise BadSample("not-audio", f"starts with {data[:4]!r}")
-    cut_short, endless = _cut_short(data), _endless(data)
-    try:
-        with soundfile.SoundFile(_Sound(data)) as file:
-            rate, promised = file.samplerate, file.frames
-            if endless:  # FLAC without a length cannot seek, and soundfile would after each block
-                file.seekable = lambda: False
-            if cut_short:
-                raise BadSample("truncated-audio", "the file ends before its own structure does")
-            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-                raise BadSample("not-audio", f"a sampling rate of {rate} Hz")
-            limit = int(max_seconds * min(rate, 48_000))
-            if promised > limit and not endless:
-                raise BadSample("audio-too-long", f"{promised} frames at {rate} Hz is over {max_seconds:g} s")
-            blocks, frames = [], 0
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                frames += len(block)
-                if frames > limit:
-                    raise BadSample("audio-too-long", f"over {max_seconds:g} s at {rate} Hz")
-                blocks.append(block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32))
-                if frames == promised and file.seekable():
-                    break  # a seekable file is read to its promised end and no further: spares the seeks of asking
-    except soundfile.LibsndfileError as error:
-        raise BadSample("truncated-audio" if cut_short else "not-audio", one_line(error)) from None
-    if frames < promised and not endless:
-        raise BadSample("truncated-audio", f"{frames} of {promised} frames")
-    if not frames:
+    for part in () if container else sound_files.parts(data):
+        waves.append(_decoded(part, left, max_seconds))
+        left -= len(waves[-1].samples) / waves[-1].rate
+    waves = [wave for wave in waves if len(wave.samples)]
+    if not waves:
         raise BadSample("empty-audio")
-    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    rate = waves[0].rate
+    samples = waves[0].samples
+    if len(waves) > 1:  # files that were joined: each may have a rate of its own
+        samples = np.concatenate([resample(wave, rate).samples for wave in waves])
     finite = np.isfinite(samples)
     if not finite.all():
         raise BadSample("not-finite-audio", f"{int((~finite).sum())} samples are NaN or infinite")
@@ -163,12 +134,33 @@ def dump_wav(wave: Waveform) -> bytes:
     return out.getvalue()
 
 
+def _picture(data: bytes, side: int | None, max_pixels: int) -> tuple[Image.Image, tuple[float, float]]:
+    """What `load_reduced` gives, of a file whose metadata Pillow can read."""
+    with picture_files.Unlimited(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd metadata and large pictures: the size is judged below
+        image = picture_files.opened(data)
+        if image.width * image.height > max_pixels:
+            raise BadSample("image-too-large", f"{image.width} x {image.height} is over {max_pixels} pixels")
+        passes = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1
+        if passes * image.width * image.height > PASSES * max_pixels:
+            raise BadSample("image-too-large", f"{image.width} x {image.height} pixels in {passes} passes")
+        try:
+            filled = _reduce(image, side) if side else None
+            image.load()
+            turned = picture_files.upright(image)
+            return _on_white(turned), filled or turned.size
+        except BadSample:
+            raise
+        except Exception as error:  # a parser of hostile bytes: whatever it raises is the file's fault
+            raise BadSample("truncated-image", one_line(error)) from None
+
+
 def _reduce(image: Image.Image, side: int) -> tuple[float, float] | None:
     """Ask a JPEG's decoder for the least scale whose short side is `side` or more; what will be filled, if not all."""
     if not isinstance(image, JpegImageFile):
         return None
     width, height = image.size
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    turned = picture_files.orientation(image) != 1
     if turned:  # upright, any edge could be the one filled in part: reduced only where none is
         scale = next((s for s in (8, 4, 2) if width % s == height % s == 0 and min(width, height) >= s * side), 1)
         side = min(width, height) // scale
@@ -177,9 +169,9 @@ def _reduce(image: Image.Image, side: int) -> tuple[float, float] | None:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16-bit grey by its high byte, transparency laid on white."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """Any mode as RGB: more than 8 bits by their highest, transparency laid on white."""
+    if image.mode.startswith(("I", "F")):
+        return deep.grey(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -187,40 +179,36 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _cut_short(data: bytes) -> bool:
-    """Whether a WAV, AIFF or Ogg file ends before its own structure does."""
-    if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
-        return _wav_end(data) > len(data)
-    if data.startswith(b"FORM"):
-        return 8 + int.from_bytes(data[4:8], "big") > len(data)
-    if data.startswith(b"OggS"):
-        position, last = 0, False
-        while position + 27 <= len(data) and data[position : position + 4] == b"OggS":
-            segments = data[position + 26]
-            table = data[position + 27 : position + 27 + segments]
-            last = bool(data[position + 5] & 4)  # this page ends its stream
-            position += 27 + segments + sum(table)
-        return position > len(data) or not last
-    return False
+def _decoded(data: bytes, seconds: float, allowed: float) -> Waveform:
+    """One sound file as one channel, up to `seconds`, which are left of those `allowed`; it may be empty."""
+    import soundfile
 
-
-def _wav_end(data: bytes) -> int:
-    """Where the `data` chunk of a WAV file ends, by its header; the file's own end if the header leaves it open."""
-    position = 12
-    while position + 8 <= len(data):
-        size = int.from_bytes(data[position + 4 : position + 8], "little")
-        if data[position : position + 4] == b"data":
-            return len(data) if _endless(data) else position + 8 + size
-        position += 8 + size + size % 2
-    return position + 8  # it ends before the sound begins
-
-
-def _endless(data: bytes) -> bool:
-    """Whether this WAV or FLAC was written to a pipe: its header could not know the length, says 0 or the largest number."""
-    if data.startswith(b"fLaC"):
-        return not int.from_bytes(data[21:26], "big") & ((1 << 36) - 1)
-    place = data.find(b"data", 12, 4096) if data.startswith(b"RIFF") else -1
-    return place > 0 and data[place + 4 : place + 8] in (b"\0\0\0\0", b"\xff\xff\xff\xff")
+    cut_short, endless = sound_files.cut_short(data), sound_files.without_length(data)
+    blocks, frames = [], 0
+    try:
+        with soundfile.SoundFile(_Sound(data)) as file:
+            rate, promised = file.samplerate, file.frames
+            if endless:  # FLAC without a length cannot seek, and soundfile would after each block
+                file.seekable = lambda: False
+            if cut_short:
+                raise BadSample("truncated-audio", "the file ends before its own structure does")
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise BadSample("not-audio", f"a sampling rate of {rate} Hz")
+            limit = int(seconds * rate)
+            if promised > limit and not endless:
+                raise BadSample("audio-too-long", f"{promised} frames at {rate} Hz is over {allowed:g} s")
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                frames += len(block)
+                if frames > limit:
+                    raise BadSample("audio-too-long", f"over {allowed:g} s at {rate} Hz")
+                blocks.append(block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32))
+                if frames == promised and file.seekable():
+                    break  # a seekable file is read to its promised end and no further: spares the seeks of asking
+    except soundfile.LibsndfileError as error:  # its whole text names the object that was opened by its address
+        raise BadSample("truncated-audio" if cut_short else "not-audio", error.error_string) from None
+    if frames < promised and not endless:
+        raise BadSample("truncated-audio", f"{frames} of {promised} frames")
+    return Waveform(blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks]), rate)
 
 
 class _Sound(io.BytesIO):
@@ -231,30 +219,3 @@ class _Sound(io.BytesIO):
             return super().seek(offset, whence)
         except ValueError:
             return self.tell()
-
-
-class _Once:
-    """A file of which no more than its own size is read, in all."""
-
-    def __init__(self, file: IO[bytes]):
-        at = file.tell()
-        self._file, self._left = file, file.seek(0, os.SEEK_END)
-        file.seek(at)
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        self._left -= size
-        if self._left < 0:
-            raise OSError("its directory's values lie one over another")
-        return self._file.read(size)
-
-
-def _load_once(directory: ImageFileDirectory_v2, file: IO[bytes]) -> None:
-    """Pillow copies every value of a directory (TIFF's, or EXIF's in any format), even if thousands of them are the same
-    megabyte of the file: one of 2 MB can ask for 60 GB of memory. Real values do not overlap.
-    """
-    _load_directory(directory, _Once(file))  # type: ignore[arg-type]
-
-
-_load_directory = ImageFileDirectory_v2.load
-ImageFileDirectory_v2.load = _load_once  # type: ignore[assignment,method-assign]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from motet.core.urls import public
 
 
 def tokenize(
@@ -39,20 +42,27 @@ def tokenize(
     from motet.pipeline.job.config import TokenizeConfig
     from motet.pipeline.job.engines import EngineOptions
     from motet.pipeline.job.job import tokenize_corpus
+    from motet.pipeline.job.limits import AllRejected
 
     settings = load_config(config, TokenizeConfig, set_ or [])
     options = EngineOptions(address, gpus_per_worker, tuple(extra or ()))
-    result = tokenize_corpus(settings, config.resolve().parent, out, engine, workers, options, retry_rejects)
+    try:
+        result = tokenize_corpus(settings, config.resolve().parent, out, engine, workers, options, retry_rejects)
+    except AllRejected as error:
+        typer.echo(f"motet: {error}; `motet rejects {shlex.quote(public(out))}` shows more", err=True)
+        return 3
+    out = public(out)
     if as_json:
         typer.echo(
             json.dumps(
                 {
-                    "out": str(out),
+                    "out": out,
                     "partitions": result.partitions,
                     "partitions_done_now": result.done,
                     "documents": result.manifest.documents,
                     "rejected": result.rejected,
                     "rejects": result.manifest.rejects(),
+                    "over_limit": list(result.over),
                     "left_out": {s: [row.to_json() for row in rows] for s, rows in result.manifest.left_out.items()},
                 }
             )
@@ -67,10 +77,18 @@ def tokenize(
         for source, rows in result.manifest.left_out.items():
             for row in rows:
                 typer.echo(f"  left out of {source}: {row}")
-    if result.too_many_rejects:
+    if result.too_many_rejects and result.broken_files:
         typer.echo(
-            f"motet: {result.rejected:,} of {result.samples:,} samples were rejected, more than max_reject_fraction "
-            f"{result.max_reject_fraction} allows; see {out}/rejects",
+            f"motet: files that break off: {result.broken_files:,} (lost-rest); nobody knows how much of them is lost, so no "
+            f"max_reject_fraction below 1 allows it; {out}/rejects says which: fetch them again, or leave them out of path",
+            err=True,
+        )
+        return 3
+    if result.too_many_rejects:
+        sources = [f"{name} {lost:,} of {samples:,}" for name, (lost, samples) in result.over.items()]
+        typer.echo(
+            f"motet: {result.rejected:,} of {result.samples:,} samples were rejected ({', '.join(sources)}), more than "
+            f"max_reject_fraction {result.max_reject_fraction} allows; `motet rejects {shlex.quote(out)}` shows them",
             err=True,
         )
         return 3

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from motet.pipeline.remote import Info, ask, info_of, is_remote, ranged
+from motet.pipeline.corpus import local
+from motet.pipeline.remote import Info, ask, concealed, info_of, is_remote, ranged
 
 BLOCK = 1 << 20
 """Bytes read at a time from a local file."""
@@ -28,10 +29,15 @@ class Changed(Exception):
 
 
 def absolute(base: Path, path: str) -> str:
-    """A path of the configuration, relative to `base` unless it is a URI; ValueError or OSError if it can be none."""
+    """A path of the configuration, relative to `base` unless it is a URI; ValueError or OSError if it can be none.
+
+    Of a URI that gives access itself, the public part: `remote` keeps the rest.
+    """
     if path.startswith("file://"):
         path = path[7:]
-    return path.rstrip("/") if is_remote(path) else str((base / path).resolve())
+    if is_remote(path):
+        return concealed(path).rstrip("/")
+    return os.path.realpath(base / path)  # of a loop of links the link itself
 
 
 def join(root: str, name: str) -> str:
@@ -55,17 +61,15 @@ def ending_of(name: str) -> str:
 
 
 def stat(path: str) -> Info | None:
-    """Size and version of a file; None if there is no such file (a local folder counts as one, for messages)."""
+    """Size and version of a file; None if there is no such file (a local folder counts as one, for messages). What is no file,
+    or cannot be asked, is an exception: see `local`.
+    """
     if is_remote(path):
         try:
             return info_of(ask(path, lambda fs, name: _file_info(fs, name)))
         except FileNotFoundError:
             return None
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return Info(status.st_size, str(status.st_mtime_ns))
+    return local.stat(path)
 
 
 def is_folder(path: str) -> bool:

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 from motet.pipeline.corpus.files import Info, entries, is_remote, join, listing, stat
 from motet.pipeline.corpus.tree import walk
+from motet.pipeline.remote import concealed, revealed
 
 
 def listed(path: str) -> tuple[str, dict[str, Info]]:
@@ -43,11 +44,11 @@ def expand(path: str) -> list[str]:
     if not is_remote(path) and os.path.exists(path):
         return [path]
     found: list[str] = []
-    for one in _braces(path):
+    for one in _braces(revealed(path)):
         if not re.search(r"[*?\[]", one) or re.match(r"https?://", one):
-            found.append(one)
+            found.append(concealed(one))
         elif is_remote(one):
-            found += sorted(_matching(one))
+            found += sorted(_matching(concealed(one)))
         else:
             found += sorted(glob.glob(one, recursive=True))
     return found

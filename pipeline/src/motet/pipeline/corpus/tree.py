@@ -12,6 +12,7 @@ import errno
 import os
 from stat import S_ISDIR, S_ISREG
 
+from motet.pipeline.corpus import local
 from motet.pipeline.corpus.files import Info, info_of, is_remote
 from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.remote import ask
@@ -86,7 +87,7 @@ def _local(root: str, allowed: tuple[str, ...], rest: Rest, found: dict[str, Inf
                 status = entry.stat()
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EACCES):
-                    raise
+                    raise local.unanswered(entry.path, error) from None
                 why = f"{error.strerror}: what they lead to cannot be found" if link else str(error.strerror)
                 if link:
                     cure = "fetch what they stand for (git annex get, dvc pull), or remove them"

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
-from motet.core.errors import UserError
-from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import ShardHeader
+from motet.core.errors import UserError, one_line
+from motet.pipeline.dataset import messages
+from motet.pipeline.dataset.header import ShardHeader
+from motet.pipeline.dataset.manifest import SHARD, Manifest
 from motet.pipeline.dataset.store import Folder, Store, store_of
 from motet.tokenizers.contract import TokenizerSpec
 
@@ -31,6 +34,22 @@ FORMAT_VERSION = 1
 NAME = "index.arrow"
 SEAL = 16
 METADATA_KEY = b"motet"
+
+
+def _lists(type_: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("item", type_, nullable=False))
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("source", pa.int16(), nullable=False),
+        pa.field("rows", _lists(pa.int32()), nullable=False),
+        pa.field("begin", _lists(pa.int64()), nullable=False),
+        pa.field("end", _lists(pa.int64()), nullable=False),
+        pa.field("hash", _lists(pa.uint64()), nullable=False),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -90,17 +109,19 @@ class Index:
         digest = xxhash.xxh3_128(view[:-SEAL])
         if len(view) < SEAL or digest.digest() != bytes(view[-SEAL:]):
             raise UserError(f"{where}: is damaged; delete it, and the same `motet tokenize` writes it again")
-        with pa.ipc.open_stream(data) as reader:
-            told = json.loads(reader.schema.metadata[METADATA_KEY])
-            batch = reader.read_next_batch()
-        if told["format_version"] != FORMAT_VERSION:
-            raise UserError(f"{where}: format {told['format_version']}; this motet reads {FORMAT_VERSION}")
-        specs = {m: TokenizerSpec.from_json(spec) for m, spec in told["tokenizers"].items()}
-        sources = []
-        for source in told["sources"]:
-            table = tuple(source["table"])
-            header = ShardHeader(table, {m: specs[m] for m in table}, "")
-            sources.append(Source(source["name"], header, source["documents"], source["tokens"]))
+        try:
+            told, batch = _read(data)
+            specs = {m: TokenizerSpec.from_json(spec) for m, spec in told["tokenizers"].items()}
+            sources = []
+            for source in told["sources"]:
+                table = tuple(source["table"])
+                header = ShardHeader(table, {m: specs[m] for m in table}, "")
+                sources.append(Source(source["name"], header, source["documents"], source["tokens"]))
+            _check(batch, sources)
+        except (EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+            raise UserError(
+                f"{where}: is wrong inside: {one_line(error)}; delete it, and the same `motet tokenize` writes it again"
+            ) from None
         batches_F = np.diff(batch.column("rows").offsets.to_numpy())
         shard_K = np.repeat(np.arange(len(batches_F), dtype=np.int32), batches_F)
         columns = {name: batch.column(name).values.to_numpy() for name in ("rows", "begin", "end", "hash")}
@@ -114,6 +135,38 @@ class Index:
             shard_K=shard_K,
             **{f"{name}_K": column for name, column in columns.items()},
         )
+
+
+def _read(data: pa.Buffer) -> tuple[dict[str, Any], pa.RecordBatch]:
+    """What the schema tells, and the one record batch."""
+    with pa.BufferReader(data) as file:
+        messages_of = pa.ipc.MessageReader.open_stream(file)
+        schema = pa.ipc.read_schema(messages_of.read_next_message())
+        told = json.loads((schema.metadata or {})[METADATA_KEY])
+        if told["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format {told['format_version']}; this motet reads {FORMAT_VERSION}")
+        if not schema.equals(SCHEMA):
+            raise ValueError("its columns are not those of this format")
+        return told, pa.ipc.read_record_batch(messages.uncompressed(messages_of.read_next_message()), schema)
+
+
+def _check(batch: pa.RecordBatch, sources: Sequence[Source]) -> None:
+    """ValueError unless places, rows and names are such as can be: readers follow them."""
+    batch.validate(full=True)
+    lists = [batch.column(name) for name in ("rows", "begin", "end", "hash")]
+    if any(column.null_count for column in (*batch.columns, *(column.values for column in lists))):
+        raise ValueError("values are missing")
+    if any(
+        not column.offsets.equals(lists[0].offsets) or len(column.values) != len(lists[0].values) for column in lists
+    ):
+        raise ValueError("a shard has not as many places as record batches")
+    source_F, rows_K, begin_K, end_K = (c.to_numpy() for c in (batch.column("source"), *(c.values for c in lists[:3])))
+    if ((source_F < 0) | (source_F >= len(sources))).any():
+        raise ValueError("a shard of a source that it does not name")
+    if (rows_K < 1).any() or (begin_K < 0).any() or (end_K <= begin_K).any():
+        raise ValueError("a record batch without documents or bytes")
+    if not pc.all(pc.match_substring_regex(batch.column("file"), f"^{SHARD}$"), min_count=0).as_py():
+        raise ValueError("a shard outside of shards")
 
 
 def whole(store: Store) -> bool:
@@ -140,16 +193,13 @@ def to_bytes(manifest: Manifest) -> bytes:
         documents[entry.source] += entry.rows
         tokens[entry.source].update(entry.tokens)
 
-    def lists(type_: Any, values: list[Any]) -> pa.Array:
-        return pa.array(values, pa.list_(pa.field("item", type_, nullable=False)))
-
     columns = {
-        "file": pa.array([entry.file for entry in entries], pa.string()),
-        "source": pa.array([number[entry.source] for entry in entries], pa.int16()),
-        "rows": lists(pa.int32(), [entry.batch_rows for entry in entries]),
-        "begin": lists(pa.int64(), [entry.batch_offsets[:-1] for entry in entries]),
-        "end": lists(pa.int64(), [entry.batch_offsets[1:] for entry in entries]),
-        "hash": lists(pa.uint64(), [[int(h, 16) for h in entry.batch_hashes] for entry in entries]),
+        "file": [entry.file for entry in entries],
+        "source": [number[entry.source] for entry in entries],
+        "rows": [entry.batch_rows for entry in entries],
+        "begin": [entry.batch_offsets[:-1] for entry in entries],
+        "end": [entry.batch_offsets[1:] for entry in entries],
+        "hash": [[int(h, 16) for h in entry.batch_hashes] for entry in entries],
     }
     told = {
         "format_version": FORMAT_VERSION,
@@ -164,10 +214,10 @@ def to_bytes(manifest: Manifest) -> bytes:
             for name in manifest.sources
         ],
     }
-    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
-    schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(told, sort_keys=True).encode()})
+    schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(told, sort_keys=True).encode()})
+    arrays = [pa.array(columns[field.name], field.type) for field in schema]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(list(columns.values()), schema=schema))
+        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
     body = sink.getvalue().to_pybytes()
     return body + xxhash.xxh3_128_digest(body)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,14 +22,17 @@ from typing import Any
 from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.pipeline.dataset import rejects
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.left_out import LeftOut
 from motet.pipeline.dataset.seal import seal, unseal
-from motet.pipeline.dataset.shard import DamagedShard, Shard
+from motet.pipeline.dataset.shard import Shard
 from motet.pipeline.dataset.store import Store, store_of
 from motet.tokenizers.contract import TokenizerSpec
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+SHARD = r"shards/[^/\x00]*[^./\x00][^/\x00]*"
+"""What a shard's name looks like: right in `shards`, wherever else a name could lead."""
 COMMITS = "commits.json"
 """Names the commits that a manifest was made of, which differ from machine to machine, and has the manifest's hash."""
 
@@ -95,6 +99,8 @@ class ShardEntry:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShardEntry:
         """Inverse of `to_json` (JSON has no tuples)."""
+        if data["file"] and not re.fullmatch(SHARD, data["file"]):
+            raise ValueError(f"{data['file']!r:.80} cannot be a shard's name")
         entry = {**data, "longest": tuple(map(tuple, data["longest"]))}
         for name in ("batch_hashes", "batch_rows", "batch_offsets", "inputs"):
             entry[name] = tuple(data[name])

@@ -8,13 +8,19 @@ there too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from motet.core.urls import censored
+
 FOLDER = "rejects"
+ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+(?=>)")
+LOST_REST = "lost-rest"
+"""The reason of a reject that stands for all that follows where a file of many samples breaks: nobody knows how many."""
 SCHEMA = pa.schema(
     [
         pa.field("source", pa.utf8(), nullable=False),
@@ -52,8 +58,7 @@ def to_bytes(source: str, rejects: Sequence[Reject], keep: bool) -> bytes:
             "source": source,
             "position": reject.position,
             "reason": reject.reason,
-            # half a surrogate pair, as hostile names may have, is written as its escape
-            "detail": reject.detail.encode("utf-8", "backslashreplace").decode(),
+            "detail": _plain(censored(reject.detail)),
             "hash": reject.hash,
             "parts": [{"modality": m, "bytes": data} for m, data in reject.parts] if keep else None,
         }
@@ -63,6 +68,15 @@ def to_bytes(source: str, rejects: Sequence[Reject], keep: bool) -> bytes:
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
     return sink.getvalue().to_pybytes()
+
+
+def _plain(detail: str) -> str:
+    """The words that any machine would find, each time.
+
+    Libraries name objects in their errors, `<_io.BytesIO object at 0x7f83a0>`: other bytes at every try, and with them
+    another file beside the same commit. Half a surrogate pair, as hostile names may have, is written as its escape.
+    """
+    return ADDRESS.sub("", detail).encode("utf-8", "backslashreplace").decode()
 
 
 def of_bytes(data: bytes) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ documents give equal bytes.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,16 +21,13 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from motet.tokenizers.contract import TokenizerSpec, Tokens
+from motet.pipeline.dataset import invariants, messages
+from motet.pipeline.dataset.header import DamagedShard, ShardHeader
+from motet.tokenizers.contract import Tokens
 
-FORMAT_VERSION = 1
 ROWS_PER_BATCH = 512
-METADATA_KEY = b"motet"
+WRONG = "another tool, or somebody, wrote it so; delete the file, and the same `motet tokenize` writes a sound one"
 CURE = "delete the file, and the same `motet tokenize` writes it again"
-
-
-class DamagedShard(Exception):
-    """Stored bytes are not what was written; the message names the file and the place."""
 
 
 @dataclass(frozen=True)
@@ -58,67 +55,6 @@ def sample_id(source: str, position: str, content: Sequence[bytes]) -> bytes:
         state.update(part)
     where = xxhash.xxh3_64_digest(source.encode() + b"\0" + position.encode())
     return state.digest() + where
-
-
-@dataclass(frozen=True)
-class ShardHeader:
-    """Schema metadata: the modality table (index = `span_modality`) and each modality's tokenizer."""
-
-    modalities: tuple[str, ...]
-    tokenizers: dict[str, TokenizerSpec]
-    settings_hash: str
-
-    @property
-    def latent_dim(self) -> int:
-        """Width of the latents column: 0 if no tokenizer is continuous."""
-        return max((s.latent_dim for s in self.tokenizers.values()), default=0)
-
-    def schema(self) -> pa.Schema:
-        """The Arrow schema: a pure function of this header."""
-        sizes = [max(s.codebooks) for s in self.tokenizers.values() if s.codebooks]
-        token = pa.uint16() if max(sizes, default=0) <= 1 << 16 else pa.uint32()
-        required = {"nullable": False}
-        fields = [
-            pa.field("sample_id", pa.binary(16), nullable=False),
-            pa.field("tokens", pa.list_(pa.field("item", token, **required)), nullable=False),
-            pa.field("span_end", pa.list_(pa.field("item", pa.int32(), **required)), nullable=False),
-            pa.field("span_modality", pa.list_(pa.field("item", pa.uint8(), **required)), nullable=False),
-            pa.field(
-                "span_shape",
-                pa.list_(pa.field("item", pa.list_(pa.field("item", pa.int32(), **required)), **required)),
-                nullable=False,
-            ),
-        ]
-        if self.latent_dim:
-            vector = pa.list_(pa.field("item", pa.float16(), **required), self.latent_dim)
-            fields.append(pa.field("latents", pa.list_(pa.field("item", vector, **required)), nullable=False))
-        fields.append(pa.field("source", pa.dictionary(pa.int16(), pa.utf8()), nullable=False))
-        metadata = {
-            "format_version": FORMAT_VERSION,
-            "modalities": list(self.modalities),
-            "tokenizers": {m: s.to_json() for m, s in sorted(self.tokenizers.items())},
-            "settings_hash": self.settings_hash,
-        }
-        return pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-
-    @classmethod
-    def of(cls, schema: pa.Schema, where: str) -> ShardHeader:
-        """Read the header back from a file's schema."""
-        raw = (schema.metadata or {}).get(METADATA_KEY)
-        if raw is None:
-            raise DamagedShard(f"{where}: an Arrow file, but not a motet document shard")
-        try:
-            data = json.loads(raw)
-            version = data["format_version"]
-            if version == FORMAT_VERSION:
-                specs = {m: TokenizerSpec.from_json(spec) for m, spec in data["tokenizers"].items()}
-                modalities = tuple(data["modalities"])
-                if set(modalities) <= set(specs):
-                    return cls(modalities, specs, data["settings_hash"])
-                raise KeyError(f"modalities {modalities}, tokenizers of {tuple(specs)}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedShard(f"{where}: its header is damaged: {error!r}") from None
-        raise DamagedShard(f"{where}: shard format {version}; this motet reads {FORMAT_VERSION}")
 
 
 def record_batch(documents: Sequence[Document], header: ShardHeader, sources: Sequence[str]) -> pa.RecordBatch:
@@ -206,6 +142,10 @@ class Batches(Protocol):
     def batch_offsets(self) -> tuple[int, ...]:
         """Where each message begins, and where the last one ends."""
 
+    @property
+    def batch_rows(self) -> tuple[int, ...]:
+        """Documents in each."""
+
 
 class ShardWriter:
     """Writes documents into one file; memory stays at one record batch."""
@@ -248,13 +188,6 @@ class ShardWriter:
         self._rows.append(len(self._pending))
         self._offsets[-1:] = [self._file.size - message.size, self._file.size]
         self._pending = []
-
-
-def _buffers(batch: pa.RecordBatch) -> Iterator[pa.Buffer]:
-    """All that a record batch points to, the names of the sources too."""
-    for column in batch.columns:
-        names = column.dictionary.buffers() if isinstance(column, pa.DictionaryArray) else []
-        yield from (buffer for buffer in (*column.buffers(), *names) if buffer is not None)
 
 
 class _HashingFile:
@@ -314,6 +247,9 @@ class Shard:
             if file_hash is not None and xxhash.xxh3_128_hexdigest(whole) != file_hash:
                 raise DamagedShard(f"{self.path}: is damaged: its bytes are not what was written; {CURE}")
             self._file = pa.ipc.open_file(whole)
+            names, self._blocks = messages.blocks(whole)
+            for begin, end in names:  # the sources', read with the first record batch
+                messages.plain(whole[begin:end])
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DamagedShard(f"{self.path}: not a readable shard: {error}; {CURE}") from None
         self.header = ShardHeader.of(self._file.schema, self.path)
@@ -323,7 +259,10 @@ class Shard:
         if batches is not None and len(batches.batch_hashes) != self._file.num_record_batches:
             told = len(batches.batch_hashes)
             raise DamagedShard(f"{self.path}: {self._file.num_record_batches} record batches, the manifest has {told}")
-        self._batches: dict[int, pa.RecordBatch] = {}
+        self._rows = batches.batch_rows if batches is not None else None
+        if batches is not None and self._blocks != list(pairwise(batches.batch_offsets)):
+            raise DamagedShard(f"{self.path}: its record batches do not lie where the manifest says; {WRONG}")
+        self._batches: dict[int, tuple[pa.RecordBatch, invariants.Spans]] = {}
 
     @property
     def num_batches(self) -> int:
@@ -331,24 +270,28 @@ class Shard:
         return self._file.num_record_batches
 
     def batch(self, i: int) -> pa.RecordBatch:
-        """Record batch `i`, zero-copy; raises DamagedShard if its bytes are not what was written."""
+        """Record batch `i`, zero-copy; DamagedShard if it is not what was written, or not sound."""
         if i not in self._batches:
-            if self._told is not None:
-                begin, end = self._told.batch_offsets[i : i + 2]
-                if xxhash.xxh3_64_hexdigest(self._whole[begin:end]) != self._told.batch_hashes[i]:
-                    raise DamagedShard(
-                        f"{self.path}: record batch {i} is damaged: its bytes are not what was written; {CURE}"
-                    )
+            begin, end = self._blocks[i]
+            message = self._whole[begin:end]
+            if self._told is not None and xxhash.xxh3_64_hexdigest(message) != self._told.batch_hashes[i]:
+                raise DamagedShard(
+                    f"{self.path}: record batch {i} is damaged: its bytes are not what was written; {CURE}"
+                )
             try:
+                messages.plain(message)
                 batch = self._file.get_batch(i)
-                batch.validate()
-            except (OSError, ValueError, pa.ArrowException) as error:
-                raise DamagedShard(f"{self.path}: record batch {i} cannot be read: {error}; {CURE}") from None
-            begin, end = self._whole.address, self._whole.address + self._whole.size
-            if any(b.size and not begin <= b.address <= end - b.size for b in _buffers(batch)):
-                raise DamagedShard(f"{self.path}: record batch {i} is damaged: it points out of the file; {CURE}")
-            self._batches[i] = batch
-        return self._batches[i]
+                invariants.within(batch, self._whole)
+                rows = batch.num_rows if self._rows is None else self._rows[i]
+                self._batches[i] = batch, invariants.check(batch, rows, self.header)
+            except (OSError, ValueError, pa.ArrowException, invariants.Broken) as error:
+                raise DamagedShard(f"{self.path}: record batch {i} is wrong inside: {error}; {WRONG}") from None
+        return self._batches[i][0]
+
+    def spans(self, i: int) -> invariants.Spans:
+        """The spans of record batch `i`."""
+        self.batch(i)
+        return self._batches[i][1]
 
     def documents(self) -> Iterator[Document]:
         """All documents in order; token arrays are views of the mapped file."""

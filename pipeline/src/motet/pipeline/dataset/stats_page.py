@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from motet.pipeline.dataset import plots
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import DamagedShard
 from motet.pipeline.dataset.statistics import Statistics, duplicates_line, quantile
 
 EXAMPLES = 5

@@ -233,7 +233,7 @@ class Bucket(Store):
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """See Store. The file has no name: a killed process leaves nothing on the machine's disk."""
-        with tempfile.TemporaryFile(prefix="motet-") as file:
+        with _temporary() as file:
             yield Path(f"/dev/fd/{file.fileno()}")
 
     def put(self, path: Path, name: str) -> None:
@@ -243,7 +243,7 @@ class Bucket(Store):
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """See Store."""
-        with tempfile.TemporaryFile(prefix="motet-") as file:
+        with _temporary() as file:
             path = Path(f"/dev/fd/{file.fileno()}")
             ask(self._at(name), lambda fs, place: fs.get_file(place, str(path)))
             yield path
@@ -262,6 +262,15 @@ class Bucket(Store):
 
     def _at(self, name: str) -> str:
         return f"{self.uri.rstrip('/')}/{name}".rstrip("/")
+
+
+def _temporary() -> Any:
+    """A file without a name in TMPDIR, which a cleaner may have removed since it was last used."""
+    try:
+        return tempfile.TemporaryFile(prefix="motet-")
+    except FileNotFoundError:
+        os.makedirs(tempfile.gettempdir(), 0o700, exist_ok=True)
+        return tempfile.TemporaryFile(prefix="motet-")
 
 
 def store_of(place: str | Path) -> Store:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from motet.core import notation
 from motet.core.errors import UserError
 from motet.pipeline.dataset.commits import CONFIG
 from motet.pipeline.dataset.manifest import Manifest
@@ -27,9 +28,9 @@ def settings_of(stores: Iterable[Store]) -> Settings:
     found: Settings = {}
     for store in stores:
         try:
-            written = yaml.safe_load(store.read(CONFIG))
+            written = notation.parsed(store.read(CONFIG).decode())
             found = {**written["tokenizers"], **found}
-        except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError):
+        except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
             continue  # written by other tools: whoever wants to use the tokenizers is told then
     return found
 

@@ -27,11 +27,14 @@ import pyarrow as pa
 import xxhash
 
 from motet.core.hashing import content_hash
+from motet.pipeline import forked
 from motet.pipeline.dataset import index, rejects
 from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.header import DamagedShard, ShardHeader
+from motet.pipeline.dataset.invariants import Spans
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
 from motet.pipeline.dataset.seal import unseal
-from motet.pipeline.dataset.shard import CURE, DamagedShard, Shard
+from motet.pipeline.dataset.shard import CURE, Shard
 from motet.pipeline.dataset.totals import Sums, Totals
 
 Checked = tuple[list[str], Totals | None]
@@ -106,6 +109,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     """Ctrl-C is for the process that waits, not for these."""
     context = get_context("forkserver")  # Arrow's threads do not outlive a fork
     context.set_forkserver_preload([__name__])
+    forked.ensure()
     return ProcessPoolExecutor(workers, context, initializer=signal, initargs=(SIGINT, SIG_IGN))
 
 
@@ -180,7 +184,7 @@ def _file(manifest: Manifest, entry: ShardEntry, path: Path, counts: Counts) -> 
             continue
         rows.append(batch.num_rows)
         if not other:
-            yield from (f"{entry.file}: record batch {i}: {problem}" for problem in _batch(batch, shard, counts))
+            _count(batch, shard.spans(i), shard.header, counts)
             if set(batch.column("source").to_pylist()) != {entry.source}:
                 yield f"{entry.file}: record batch {i}: documents of another source than {entry.source}"
     if sum(rows) != entry.rows:
@@ -229,62 +233,16 @@ def _rejects(manifest: Manifest, entry: ShardEntry) -> Iterator[str]:
             yield f"{entry.rejects_file}: {dict(found)}; the manifest says {entry.rejects}"
 
 
-def _batch(batch: pa.RecordBatch, shard: Shard, counts: Counts) -> Iterator[str]:
-    """Invariants between the columns of one record batch, which is counted too."""
-    header = shard.header
-    ends = batch.column("span_end")
-    starts = ends.offsets.to_numpy()
-    end_S = ends.values.to_numpy()
-    begin_S = np.concatenate(([0], end_S[:-1]))
-    begin_S[starts[:-1][np.diff(starts) > 0]] = 0
-    length_S = end_S - begin_S
-    modality_S = batch.column("span_modality").values.to_numpy()
-    if (length_S < 0).any():
-        yield "span ends fall"
-        return
-    if (modality_S >= len(header.modalities)).any():
-        yield "a span of a modality that the header does not name"
-        return
-    shape = batch.column("span_shape").values
-    if (_products(shape.offsets.to_numpy(), shape.values.to_numpy()) != length_S).any():
-        yield "a span's grid is not its number of tokens"
-    kinds = np.array([header.tokenizers[m].kind == "discrete" for m in header.modalities])
-    discrete_S = kinds[modality_S]
+def _count(batch: pa.RecordBatch, spans: Spans, header: ShardHeader, counts: Counts) -> None:
+    """Count a sound record batch."""
+    owner_T = np.repeat(spans.modality_S[spans.discrete_S], spans.length_S[spans.discrete_S])
     tokens = batch.column("tokens").values.to_numpy()
-    if int(length_S[discrete_S].sum()) != len(tokens):
-        yield f"{len(tokens)} ids for {int(length_S[discrete_S].sum())} discrete tokens"
-        return
-    owner_T = np.repeat(modality_S[discrete_S], length_S[discrete_S])
     for code, modality in enumerate(header.modalities):
-        mine_S = length_S[modality_S == code]
-        books = header.tokenizers[modality].codebooks
-        if books and (mine_S % len(books)).any():
-            yield f"a span of {modality} is not a whole number of frames of {len(books)} codebooks"
-        elif books and len(ids := tokens[owner_T == code]):
-            most = ids.reshape(-1, len(books)).max(axis=0)
-            for k, (top, size) in enumerate(zip(most.tolist(), books, strict=True)):
-                if top >= size:
-                    yield f"an id of {modality}, codebook {k}, is {top}; the codebook has {size}"
-            if (most < books).all():
-                counts.ids(modality, ids)
-        counts.spans(modality, mine_S)
-    last_D = np.where(np.diff(starts) > 0, end_S[np.maximum(starts[1:] - 1, 0)], 0) if len(end_S) else 0 * starts[1:]
-    counts.documents(_bytes(batch.column("sample_id")), last_D)
-    if header.latent_dim:
-        vectors = batch.column("latents").values
-        if len(vectors) != int(length_S[~discrete_S].sum()):
-            yield f"{len(vectors)} latents for {int(length_S[~discrete_S].sum())} continuous tokens"
-        elif not np.isfinite(vectors.flatten().to_numpy().astype(np.float32)).all():
-            yield "a latent is not a finite number"
-
-
-def _products(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The product of each list of sizes; of an empty one 1."""
-    product_S = np.ones(len(offsets) - 1, np.int64)
-    some_S = np.diff(offsets) > 0
-    if some_S.any():
-        product_S[some_S] = np.multiply.reduceat(values.astype(np.int64), offsets[:-1][some_S])
-    return product_S
+        if header.tokenizers[modality].codebooks:
+            counts.ids(modality, tokens[owner_T == code])
+        counts.spans(modality, spans.length_S[spans.modality_S == code])
+    before_S1 = np.concatenate(([0], np.cumsum(spans.length_S)))
+    counts.documents(_bytes(batch.column("sample_id")), np.diff(before_S1[spans.begin_D1]))
 
 
 def _bytes(column: pa.Array) -> bytes:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.pipeline.dataset.commits import Output
-from motet.pipeline.job.task import Task
+from motet.pipeline.job.task import Result, Task
 from motet.pipeline.job.tokenize import BrokenTokenizer, Guard
 from motet.tokenizers.contract import BadSample, TokenizerSpec
 from motet.tokenizers.registry import absolute, build
@@ -38,6 +38,8 @@ class Assignment:
 @dataclass(frozen=True)
 class Done:
     """The partition is committed."""
+
+    result: Result
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,12 @@ def serve(
                     raise BrokenTokenizer(
                         f"{modality}: a worker's {spec.name} is not the one that the job was planned with"
                     )
-            assignment.task.do(output, tokenizers, Noted(assignment, notes))
+            result = assignment.task.do(output, tokenizers, Noted(assignment, notes))
         except Exception as error:
             known = type(error).__module__.startswith("motet.")
             pipe.send(Failed(str(error) if known else f"{type(error).__name__}: {error}"))
         else:
-            pipe.send(Done())
+            pipe.send(Done(result))
 
 
 def _leave_with_owner() -> None:

@@ -16,7 +16,8 @@ class TokenizeConfig(Settings):
     Attributes:
         corpus: sources in their order.
         tokenizers: for each modality `use` and that tokenizer's own settings.
-        max_reject_fraction: share of samples that may be rejected; with more the command ends with 3.
+        max_reject_fraction: share of samples that may be rejected, of the corpus and of each source; with more the command ends with 3. A
+            .gz, .zst or .tar that breaks off counts as more than any share but 1: nobody knows how much of it is lost.
         keep_rejected: the quarantine holds the bytes of rejected samples too.
         sample_seconds: a decoder or encoder that takes longer over one sample is ended, and the sample rejected.
         partition_samples: most samples with media in one partition, the unit of work, of retry and of a shard.

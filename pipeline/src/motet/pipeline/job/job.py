@@ -20,13 +20,15 @@ from motet.pipeline.corpus import sources
 from motet.pipeline.corpus.entry import Entry
 from motet.pipeline.dataset import index
 from motet.pipeline.dataset.commits import Output
+from motet.pipeline.dataset.header import FORMAT_VERSION, ShardHeader
 from motet.pipeline.dataset.left_out import Rest, planned
 from motet.pipeline.dataset.manifest import Manifest
-from motet.pipeline.dataset.shard import FORMAT_VERSION, ShardHeader
+from motet.pipeline.dataset.rejects import LOST_REST
 from motet.pipeline.dataset.store import Folder, Store, store_of
 from motet.pipeline.dataset.totals import Sums
 from motet.pipeline.job.config import TokenizeConfig
 from motet.pipeline.job.engines import EngineOptions, engine_of, run_all
+from motet.pipeline.job.limits import Watch, over
 from motet.pipeline.job.partitions import partitions
 from motet.pipeline.job.task import Task
 from motet.pipeline.job.work import Work, described
@@ -50,8 +52,21 @@ class JobResult:
 
     @property
     def too_many_rejects(self) -> bool:
-        """More samples were rejected than the configuration allows."""
-        return self.rejected > self.max_reject_fraction * self.samples
+        """More samples were rejected than the configuration allows, of the corpus or of one of its sources; an unknown number is
+        more than any share but all.
+        """
+        lost = self.rejected > self.max_reject_fraction * self.samples or bool(self.over)
+        return lost or (self.broken_files > 0 and self.max_reject_fraction < 1)
+
+    @property
+    def over(self) -> dict[str, tuple[int, int]]:
+        """(rejected, samples) of each source that lost more than the configuration allows."""
+        return over(self.manifest, self.max_reject_fraction)
+
+    @property
+    def broken_files(self) -> int:
+        """Files of many samples that break somewhere: what follows there is lost, and nobody knows how much that is."""
+        return self.manifest.rejects().get(LOST_REST, 0)
 
 
 def tokenize_corpus(
@@ -67,7 +82,7 @@ def tokenize_corpus(
 
     With `retry_rejects`, partitions that have rejects are done again too.
 
-    Raises UserError for a wrong configuration before anything is written.
+    Raises UserError for a wrong configuration before anything is written, and AllRejected once nothing of a source comes through.
     """
     run = engine_of(engine)
     store = store_of(out)
@@ -95,7 +110,9 @@ def tokenize_corpus(
         missing = [task for task in tasks if task.commit in absent]
         used = {modality for task in missing for modality in task.header.modalities}
         work = Work({m: settings[m] for m in settings if m in used}, output, config.sample_seconds)
-        run_all(run, work, missing, workers, options or EngineOptions())
+        before = {task.partition.entry.name for task in tasks if task.commit not in absent}
+        watch = Watch(missing, config.max_reject_fraction, before)
+        run_all(run, work, missing, workers, options or EngineOptions(), watch)
 
         manifest = None if missing else output.finished(names)
         if (

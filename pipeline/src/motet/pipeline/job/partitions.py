@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from motet.core.errors import UserError
-from motet.pipeline.corpus import files, sources
+from motet.pipeline.corpus import files, local, sources
 from motet.pipeline.corpus.patterns import expand
 from motet.pipeline.corpus.sources.sample import Partition
 from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.job.config import TokenizeConfig
+from motet.pipeline.remote import secrets_of
 
 
 def partitions(config: TokenizeConfig, base: Path, rests: Mapping[str, Rest] | None = None) -> list[Partition]:
@@ -38,7 +39,7 @@ def partitions(config: TokenizeConfig, base: Path, rests: Mapping[str, Rest] | N
             path = entry.path
             if not files.is_remote(path) and os.path.exists(path) and not os.access(path, os.R_OK):
                 raise UserError(f"{where}: path: {path} cannot be read; check its permissions")
-            if not files.is_remote(path) and not os.path.exists(path) and expand(path) == [path]:
+            if not files.is_remote(path) and expand(path) == [path] and files.stat(path) is None:
                 raise FileNotFoundError(path)
             for modality in sources.needed(entry, where):
                 if modality not in config.tokenizers:
@@ -49,9 +50,20 @@ def partitions(config: TokenizeConfig, base: Path, rests: Mapping[str, Rest] | N
             raise UserError(
                 f"{where}: path: {missing} does not exist; paths are relative to the configuration file"
             ) from None
-        except (OSError, ValueError) as error:
+        except local.Unanswered as error:
+            raise UserError(f"{where}: {error}") from None
+        except OSError as error:
+            name, why = error.filename or entry.path, error.strerror or error
+            raise UserError(f"{where}: path: {name}: {why}; correct it, or leave it out of path") from None
+        except ValueError as error:
             raise UserError(f"{where}: path: {entry.path!r} cannot be a path: {error}") from None
         if not cuts:
             raise UserError(f"{where}: path: {path} holds nothing to tokenize; correct it or remove the entry")
-        found += [Partition(entry=entry, index=i, **vars(cut)) for i, cut in enumerate(cuts)]
+        found += [Partition(entry=entry, index=i, secrets=_secrets(cut), **vars(cut)) for i, cut in enumerate(cuts)]
     return found
+
+
+def _secrets(cut: sources.Cut) -> dict[str, str]:
+    if not files.is_remote(cut.root):
+        return {}
+    return secrets_of([cut.root, *([cut.span[0]] if cut.span else (files.join(cut.root, name) for name in cut.files))])

@@ -22,10 +22,11 @@ from motet.core.hashing import content_hash
 from motet.pipeline.corpus.sources import RawSample, read
 from motet.pipeline.corpus.sources.sample import Partition
 from motet.pipeline.dataset.counts import Counts
+from motet.pipeline.dataset.header import ShardHeader
 from motet.pipeline.dataset.left_out import LeftOut, Rest
 from motet.pipeline.dataset.manifest import ShardEntry
 from motet.pipeline.dataset.rejects import Reject
-from motet.pipeline.dataset.shard import Document, ShardHeader, ShardWriter, sample_id
+from motet.pipeline.dataset.shard import Document, ShardWriter, sample_id
 from motet.pipeline.dataset.totals import Totals
 from motet.tokenizers.contract import BadSample, Tokenizer, Tokens
 

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
@@ -27,9 +26,10 @@ from typing import Any
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from motet.core.errors import UserError
+from motet.pipeline import forked
 from motet.pipeline.dataset.commits import Output
 from motet.pipeline.job.child import Assignment, Death, Done, Failed, describe, serve
-from motet.pipeline.job.task import Task
+from motet.pipeline.job.task import Result, Task
 from motet.tokenizers.contract import BadSample, TokenizerSpec
 from motet.tokenizers.registry import modules
 
@@ -90,8 +90,8 @@ class Worker:
         self._closed = False
         self._lock = Lock()
 
-    def do(self, task: Task) -> int:
-        """Tokenize and commit one partition; how many bytes of input it had, for progress.
+    def do(self, task: Task) -> Result:
+        """Tokenize and commit one partition; what came of it.
 
         PartitionFailed says which partition and why, if it cannot be done; WorkerLost if it kills every process.
         """
@@ -100,7 +100,7 @@ class Worker:
         while True:
             outcome = self._attempt(Assignment(task, deaths > 0, skip))
             if isinstance(outcome, Done):
-                return task.partition.size
+                return outcome.result
             self._end()
             if isinstance(outcome, Failed):
                 raise PartitionFailed(f"{task.partition.name}: {outcome.reason}; {KEPT}")
@@ -127,6 +127,7 @@ class Worker:
 
     @AGAIN
     def _start(self) -> None:
+        forked.ensure()
         ours, theirs = CONTEXT.Pipe()
         with theirs:
             notes = CONTEXT.RawArray("q", NOTHING)
@@ -192,6 +193,7 @@ def described(
 def _describe(
     settings: dict[str, dict[str, Any]], base: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, TokenizerSpec]]:
+    forked.ensure()
     with ProcessPoolExecutor(1, CONTEXT, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         return pool.submit(describe, settings, base, dict(os.environ)).result()
 
@@ -199,4 +201,4 @@ def _describe(
 def prepare(modules: Iterable[str]) -> None:
     """Let the server that processes are forked from import these modules, beside what this process does."""
     CONTEXT.set_forkserver_preload(["motet.pipeline.job.child", *modules])
-    forkserver.ensure_running()
+    forked.ensure()

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models import AutoencoderKL
-from PIL import Image
 from pydantic import Field
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.image import pictures, vae_fit
-from motet.tokenizers.torch_models import device_class, open_diffusers, running, to_device, weights_hash
+from motet.tokenizers.torch_models import device_class, open_diffusers, weights_hash
 
 
 class VAE(pictures.PictureTokenizer):
@@ -63,7 +62,7 @@ class VAE(pictures.PictureTokenizer):
                 self.model,
                 use="vae",
                 size=self.size,
-                loading=pictures.LOADING,
+                **pictures.loading(settings),
                 patch=self.patch,
                 scale=self.scale,
                 shift=self.shift,
@@ -71,28 +70,17 @@ class VAE(pictures.PictureTokenizer):
             ),
         )
 
-    def encode(self, samples: Sequence[Image.Image]) -> list[Tokens]:
+    def tokens_of(self, encoded: Any) -> list[Tokens]:
         """The scaled mean latents as patches."""
-        tokens = []
-        to_device(self.model, self.settings.device)
-        with running(self.settings.threads):
-            for part in self.batches(samples):
-                mean_BCHW = self.model.encode(pictures.to_tensor(part, self.settings.device)).latent_dist.mean
-                latents = self.patchify((mean_BCHW - self.shift) * self.scale).to(torch.float16).cpu().numpy()
-                tokens += [Tokens(one.shape[:2], latents=one.reshape(-1, self.spec.latent_dim)) for one in latents]
-        return tokens
+        mean_BCHW = encoded.latent_dist.mean
+        latents = self.patchify((mean_BCHW - self.shift) * self.scale).to(torch.float16).cpu().numpy()
+        return [Tokens(one.shape[:2], latents=one.reshape(-1, self.spec.latent_dim)) for one in latents]
 
-    def decode(self, tokens: Sequence[Tokens]) -> list[Image.Image]:
-        """Pictures from latent patches, of any grid."""
-        images = []
-        to_device(self.model, self.settings.device)
-        with running(self.settings.threads):
-            for one in tokens:
-                latents = np.asarray(one.latents, dtype=np.float32).reshape(1, *one.shape, self.spec.latent_dim)
-                latents_1CHW = self.unpatchify(torch.from_numpy(latents).to(self.settings.device))
-                x_1CHW = self.model.decode(latents_1CHW / self.scale + self.shift).sample
-                images.append(Image.fromarray(pictures.to_pixels(x_1CHW)[0]))
-        return images
+    def picture_of(self, tokens: Tokens) -> torch.Tensor:
+        """The decoder's picture of latent patches."""
+        latents = np.asarray(tokens.latents, dtype=np.float32).reshape(1, *tokens.shape, self.spec.latent_dim)
+        latents_1CHW = self.unpatchify(torch.from_numpy(latents).to(self.settings.device))
+        return self.model.decode(latents_1CHW / self.scale + self.shift).sample
 
     def patchify(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """`[B, C, H, W]` -> `[B, h, w, C * p * p]`."""

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models import VQModel
-from PIL import Image
 
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.image import pictures, taming, vqgan_fit
-from motet.tokenizers.torch_models import device_class, open_diffusers, running, to_device, weights_hash
+from motet.tokenizers.torch_models import device_class, open_diffusers, weights_hash
 
 
 class VQGAN(pictures.PictureTokenizer):
@@ -50,37 +49,27 @@ class VQGAN(pictures.PictureTokenizer):
             rate=float((self.size // self.factor) ** 2),
             media_type="image/png",
             hash=weights_hash(
-                self.model, use="vqgan", size=self.size, loading=pictures.LOADING, **device_class(settings.device)
+                self.model, use="vqgan", size=self.size, **pictures.loading(settings), **device_class(settings.device)
             ),
         )
 
-    def encode(self, samples: Sequence[Image.Image]) -> list[Tokens]:
+    def tokens_of(self, encoded: Any) -> list[Tokens]:
         """Ids of the nearest code at each position, row by row."""
         tokens = []
-        to_device(self.model, self.settings.device)
-        with running(self.settings.threads):
-            for part in self.batches(samples):
-                latents_BCHW = self.model.encode(pictures.to_tensor(part, self.settings.device)).latents
-                for latents_1CHW in latents_BCHW.split(1):  # one by one: the matrix product never sees the neighbours
-                    ids = self._nearest(latents_1CHW).to(torch.int32).cpu().numpy()
-                    tokens.append(Tokens(tuple(latents_1CHW.shape[2:]), ids=ids))
+        for latents_1CHW in encoded.latents.split(1):  # one by one: the matrix product never sees the neighbours
+            ids = self._nearest(latents_1CHW).to(torch.int32).cpu().numpy()
+            tokens.append(Tokens(tuple(latents_1CHW.shape[2:]), ids=ids))
         return tokens
 
-    def decode(self, tokens: Sequence[Tokens]) -> list[Image.Image]:
-        """Pictures from ids, of any grid. ValueError for ids that are in no codebook."""
-        images = []
-        to_device(self.model, self.settings.device)
-        with running(self.settings.threads):
-            for one in tokens:
-                ids = np.asarray(one.ids, dtype=np.int64)
-                if ids.size != len(one) or ids.min(initial=0) < 0 or ids.max(initial=0) >= self.spec.codebooks[0]:
-                    raise ValueError(f"expected {one.shape} ids under {self.spec.codebooks[0]}")
-                shape = (1, *one.shape, self.model.quantize.vq_embed_dim)
-                ids_N: Any = torch.from_numpy(ids).to(self.settings.device)  # diffusers asks for CPU's own LongTensor
-                latents_1CHW = self.model.quantize.get_codebook_entry(ids_N, shape)
-                x_1CHW = self.model.decode(latents_1CHW, force_not_quantize=True).sample
-                images.append(Image.fromarray(pictures.to_pixels(x_1CHW)[0]))
-        return images
+    def picture_of(self, tokens: Tokens) -> torch.Tensor:
+        """The decoder's picture of ids; ValueError for ids that are in no codebook."""
+        ids = np.asarray(tokens.ids, dtype=np.int64)
+        if ids.size != len(tokens) or ids.min(initial=0) < 0 or ids.max(initial=0) >= self.spec.codebooks[0]:
+            raise ValueError(f"expected {tokens.shape} ids under {self.spec.codebooks[0]}")
+        shape = (1, *tokens.shape, self.model.quantize.vq_embed_dim)
+        ids_N: Any = torch.from_numpy(ids).to(self.settings.device)  # diffusers asks for CPU's own LongTensor
+        latents_1CHW = self.model.quantize.get_codebook_entry(ids_N, shape)
+        return self.model.decode(latents_1CHW, force_not_quantize=True).sample
 
     def _nearest(self, latents_1CHW: torch.Tensor) -> torch.Tensor:
         """Ids of the nearest codes: the one line of `quantize` that says which; the rest of it is for training."""

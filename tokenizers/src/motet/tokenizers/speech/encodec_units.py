@@ -96,7 +96,9 @@ class EnCodec(Tokenizer):
             latent_dim=0,
             rate=float(self.model.frame_rate),
             media_type="audio/wav",
-            hash=weights_hash(self.model, use="encodec", codebooks=codebooks, **device_class(settings.device)),
+            hash=weights_hash(
+                self.model, use="encodec", loading=media.LOADING, codebooks=codebooks, **device_class(settings.device)
+            ),
         )
 
     def load(self, data: bytes) -> Waveform:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 
 from motet.core.configuration import Settings
+from motet.core.errors import UserError
 from motet.tokenizers.contract import BadSample, Waveform
 from motet.tokenizers.media import load_speech, resample
 
@@ -120,12 +121,14 @@ class LogMel:
         return spectrum_TF
 
 
-def frames_of_files(files: Sequence[bytes], mel: LogMel) -> tuple[list[torch.Tensor], int]:
-    """Log-mel frames of raw sound files, and how many files were no sound sound and were skipped."""
+def frames_of_files(files: Sequence[bytes], mel: LogMel, where: str) -> tuple[list[torch.Tensor], int]:
+    """Log-mel frames of raw sound files, and how many files were no sound and were skipped; UserError if all were."""
     frames, skipped = [], 0
     for data in files:
         try:
             frames.append(mel.frames(load_speech(data)))
         except BadSample:
             skipped += 1
+    if not frames:
+        raise UserError(f"{where}: samples: none of them is a sound file")
     return frames, skipped

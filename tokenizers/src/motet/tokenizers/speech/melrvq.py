@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 
 from motet.core.configuration import validate
-from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.fitted import load_fitted, save_fitted
+from motet.tokenizers.media import LOADING
 from motet.tokenizers.speech.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.speech.mel import LogMel, MelConfig, frames_of_files
 from motet.tokenizers.speech.mel_tokenizer import MelTokenizer
@@ -47,11 +47,8 @@ class MelRVQ(MelTokenizer):
 
     def __init__(self, settings: MelRVQ.Settings):
         super().__init__(settings)
-        config, arrays = load_fitted(settings.path, "melrvq", MelConfig)
-        if "codebooks" not in arrays or arrays["codebooks"].shape[2:] != (config.mels,):
-            raise UserError(
-                f"melrvq: path: {settings.path / 'model.safetensors'} does not fit its config.json; fit again"
-            )
+        shapes = {"codebooks": ("count", "size", "mels")}
+        config, arrays = load_fitted(settings.path, "melrvq", MelConfig, shapes)
         self.mel = LogMel(config)
         self._codebooks_KSM = arrays["codebooks"]
         count, size, _ = self._codebooks_KSM.shape
@@ -63,7 +60,9 @@ class MelRVQ(MelTokenizer):
             latent_dim=0,
             rate=config.frame_rate,
             media_type="audio/wav",
-            hash=content_hash("melrvq", 1, config.model_dump(), self._codebooks_KSM.numpy(), settings.max_seconds),
+            hash=content_hash(
+                "melrvq", LOADING, config.model_dump(), self._codebooks_KSM.numpy(), settings.max_seconds
+            ),
         )
 
     @classmethod
@@ -78,9 +77,7 @@ class MelRVQ(MelTokenizer):
         config = MelConfig(**options.model_dump(include=set(MelConfig.model_fields)))
         start = time.perf_counter()
         with running(1):
-            frames, skipped = frames_of_files(samples, LogMel(config))
-            if not frames:
-                raise UserError("fit melrvq: samples: none of them is a sound file")
+            frames, skipped = frames_of_files(samples, LogMel(config), "fit melrvq")
             all_TM = torch.cat(frames)
             generator = torch.Generator().manual_seed(options.seed)
             residual_TM = all_TM[torch.randperm(len(all_TM), generator=generator)[: options.max_frames]]

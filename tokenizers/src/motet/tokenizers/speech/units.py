@@ -19,10 +19,10 @@ import torch
 from pydantic import Field
 
 from motet.core.configuration import validate
-from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 from motet.tokenizers.fitted import load_fitted, save_fitted
+from motet.tokenizers.media import LOADING
 from motet.tokenizers.speech.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.speech.mel import LogMel, MelConfig, frames_of_files
 from motet.tokenizers.speech.mel_tokenizer import MelTokenizer
@@ -58,11 +58,8 @@ class Units(MelTokenizer):
 
     def __init__(self, settings: Units.Settings):
         super().__init__(settings)
-        config, arrays = load_fitted(settings.path, "units", UnitsConfig)
-        if set(arrays) != {"centroids", "frames", "durations"} or arrays["frames"].shape[1] != config.mels:
-            raise UserError(
-                f"units: path: {settings.path / 'model.safetensors'} does not fit its config.json; fit again"
-            )
+        shapes = {"centroids": ("count", "features"), "frames": ("count", "mels"), "durations": ("count",)}
+        config, arrays = load_fitted(settings.path, "units", UnitsConfig, shapes)
         self.mel = LogMel(config)
         self._features = Features(config)
         self._centroids_SD, self._frames_SM, self._durations_S = (
@@ -80,7 +77,7 @@ class Units(MelTokenizer):
             media_type="audio/wav",
             hash=content_hash(
                 "units",
-                1,
+                LOADING,
                 config.model_dump(),
                 *(arrays[name].numpy() for name in ("centroids", "frames", "durations")),
                 settings.max_seconds,
@@ -100,9 +97,7 @@ class Units(MelTokenizer):
         features = Features(config)
         start = time.perf_counter()
         with running(1):
-            frames, skipped = frames_of_files(samples, LogMel(config))
-            if not frames:
-                raise UserError("fit units: samples: none of them is a sound file")
+            frames, skipped = frames_of_files(samples, LogMel(config), "fit units")
             features_TD = torch.cat([features(each) for each in frames])
             generator = torch.Generator().manual_seed(options.seed)
             chosen = torch.randperm(len(features_TD), generator=generator)[: options.max_frames]

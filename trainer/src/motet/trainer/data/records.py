@@ -26,13 +26,16 @@ import pyarrow as pa
 import xxhash
 
 from motet.core.errors import UserError
+from motet.pipeline.dataset import invariants
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.index import Index
-from motet.pipeline.dataset.shard import CURE, DamagedShard
+from motet.pipeline.dataset.shard import CURE, WRONG
 from motet.pipeline.dataset.store import Folder
 from motet.pipeline.remote import ranged
 from motet.tokenizers.contract import TokenizerSpec
 from motet.trainer.data import codebooks, columns
-from motet.trainer.data.fetched import ChunkCache
+from motet.trainer.data.chunk_cache import ChunkCache
+from motet.trainer.data.mapped import Mapped
 from motet.trainer.vocabulary import TEXT
 
 if TYPE_CHECKING:
@@ -163,7 +166,8 @@ class Records:
         self.wide_P = np.array([part.wide for part in parts])
         self._place_K = np.concatenate(places)
         self._address_KC = np.zeros((first, columns.COLUMNS), np.int64)  # pages that nobody writes take no memory
-        self._mapped: dict[tuple[int, int], pa.Buffer] = {}
+        self._mapped: dict[tuple[int, int], Mapped] = {}
+        self._kept: list[pa.Buffer] = []  # of shards that were changed: another thread may be reading
         self._remote_P = np.array([not isinstance(part.index.store, Folder) for part in parts])
         self._cache, self._chunks, self._lock = cache, OrderedDict[int, pa.Buffer](), Lock()
 
@@ -220,6 +224,7 @@ class Records:
         touched_B, at_N = np.unique(batch_N, return_inverse=True)
         part_B = np.searchsorted([part.last for part in self.parts], touched_B, side="right")
         far_B = touched_B[self._remote_P[part_B]].tolist()
+        self._forget_changed(touched_B, part_B)
         while True:
             with self._lock:
                 address_BC = self._address_KC[touched_B]
@@ -232,6 +237,21 @@ class Records:
                     self._let_go()
                     return Place(at_N, row_N, part_B[at_N], address_BC, held)
             self._read(touched_B[missing_B].tolist(), part_B[missing_B].tolist())
+
+    def _forget_changed(self, touched_B: np.ndarray, part_B: np.ndarray) -> None:
+        """Forget what is known of shards that were changed in their place since they were mapped: reading on could end the
+        process. What changes later than this, while the loops read, cannot be known.
+        """
+        for p in np.unique(part_B[~self._remote_P[part_B]]).tolist():
+            part = self.parts[p]
+            shard_K, place_K = part.index.shard_K, self._place_K[part.first : part.last]
+            for f in np.unique(shard_K[self._place_K[touched_B[part_B == p]]]).tolist():
+                key = part.dataset, f
+                if (mapped := self._mapped.get(key)) and mapped.changed():
+                    with self._lock:
+                        self._mapped.pop(key, None)
+                        self._kept.append(mapped.buffer)
+                        self._address_KC[part.first : part.last][shard_K[place_K] == f] = 0
 
     def _let_go(self) -> None:
         while len(self._chunks) > HELD:
@@ -293,36 +313,37 @@ class Records:
             assert isinstance(index.store, Folder)
             path = index.store.path / index.file_F[f].as_py()
             try:
-                self._mapped[key] = pa.memory_map(str(path)).read_buffer()
+                self._mapped[key] = Mapped.of(str(path))
             except FileNotFoundError:
                 raise self._gone(at, part, str(path)) from None
             except OSError as error:
-                raise LostBatches([self._lost(at, part, f"cannot be read: {error.strerror or error}")]) from None
-        return self._mapped[key][int(index.begin_K[at]) : int(index.end_K[at])]
+                raise LostBatches(
+                    [self._lost(at, part, f"cannot be read: {error.strerror or error}; {CURE}")]
+                ) from None
+        return self._mapped[key].buffer[int(index.begin_K[at]) : int(index.end_K[at])]
 
     def _know(self, k: int, part: Part, message: pa.Buffer) -> None:
         """Check and parse a record batch, and note where its columns lie."""
         index, at = part.index, int(self._place_K[k])
-        whole = message.size == index.end_K[at] - index.begin_K[at] and intact(message, int(index.hash_K[at]))
-        if not whole:
-            raise LostBatches([self._lost(at, part, "is damaged: its bytes are not what was written")])
+        if message.size < index.end_K[at] - index.begin_K[at]:
+            raise LostBatches([self._lost(at, part, f"is cut off: the file is too short; {CURE}")])
+        if not intact(message, int(index.hash_K[at])):
+            raise LostBatches([self._lost(at, part, f"is damaged: its bytes are not what was written; {CURE}")])
+        header = index.sources[index.source_F[index.shard_K[at]]].header
         try:
-            batch = pa.ipc.read_record_batch(pa.ipc.read_message(message), part.schema)
-            batch.validate()  # the loops follow its offsets
-        except (ValueError, pa.ArrowException) as error:
-            raise LostBatches([self._lost(at, part, f"cannot be read: {error}")]) from None
+            batch = invariants.parsed(message, part.schema)
+            invariants.check(batch, int(index.rows_K[at]), header)  # the loops follow its offsets
+        except invariants.Broken as error:
+            raise LostBatches([self._lost(at, part, f"is wrong inside: {error}; {WRONG}")]) from None
         column_C = np.zeros(columns.COLUMNS, np.int64)
         lists = ("tokens", columns.TOKEN_AT, columns.TOKENS), ("span_end", columns.SPAN_AT, columns.SPAN_END)
         for field, offsets, values in lists:
-            buffers = batch.column(field).buffers()
-            column_C[offsets], column_C[values] = buffers[1].address, buffers[-1].address
-        column_C[columns.SPAN_MODALITY] = batch.column("span_modality").buffers()[-1].address
-        if "latents" in part.schema.names:
-            buffers = batch.column("span_shape").buffers()  # a list of lists: offsets, validity, offsets, ..., values
-            column_C[columns.SHAPE_AT], column_C[columns.SHAPES] = buffers[3].address, buffers[-1].address
-            buffers = batch.column("latents").buffers()
-            column_C[columns.LATENT_AT], column_C[columns.LATENTS] = buffers[1].address, buffers[-1].address
-        column_C[columns.ID] = batch.column("sample_id").buffers()[-1].address
+            column_C[offsets], column_C[values] = _addresses(batch.column(field), 1, -1)
+        (column_C[columns.SPAN_MODALITY],) = _addresses(batch.column("span_modality"), -1)
+        if "latents" in part.schema.names:  # a list of lists: offsets, validity, offsets, ..., values
+            column_C[columns.SHAPE_AT], column_C[columns.SHAPES] = _addresses(batch.column("span_shape"), 3, -1)
+            column_C[columns.LATENT_AT], column_C[columns.LATENTS] = _addresses(batch.column("latents"), 1, -1)
+        (column_C[columns.ID],) = _addresses(batch.column("sample_id"), -1)
         with self._lock:
             self._address_KC[k] = column_C
             if not isinstance(index.store, Folder):
@@ -333,7 +354,7 @@ class Records:
         f = int(index.shard_K[at])
         nth = at - int(np.searchsorted(index.shard_K, f))
         name = f"{index.store}/{index.file_F[f].as_py()}"
-        return Lost(index.hash, at, at + 1, f"{name}: record batch {nth} {what}; {CURE}")
+        return Lost(index.hash, at, at + 1, f"{name}: record batch {nth} {what}")
 
     def _gone(self, at: int, part: Part, name: str) -> LostBatches:
         """A missing shard costs all its record batches."""
@@ -348,6 +369,12 @@ class Records:
 def intact(message: pa.Buffer, digest: int) -> bool:
     """Whether these are the bytes that were written."""
     return xxhash.xxh3_64_intdigest(message) == digest
+
+
+def _addresses(column: pa.Array, *which: int) -> list[int]:
+    """Where these buffers of a column lie; one that is empty may be nowhere."""
+    buffers = column.buffers()
+    return [buffers[i].address if buffers[i] else 0 for i in which]
 
 
 def _agreed(indexes: Sequence[Index]) -> dict[str, TokenizerSpec]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from motet.core.errors import UserError
-from motet.pipeline.dataset.shard import DamagedShard
+from motet.pipeline.dataset.header import DamagedShard
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch.optim import AdamW
 
 from motet.core.errors import UserError
-from motet.pipeline.dataset.shard import DamagedShard
+from motet.pipeline.dataset.header import DamagedShard
 from motet.pipeline.dataset.store import store_of
 from motet.pipeline.dataset.tokenizers import settings_of
 from motet.trainer.config import ObjectiveConfig, TrainConfig

@@ -28,6 +28,7 @@ from motet.pipeline.corpus.patterns import fixed_part
 from motet.pipeline.corpus.sources.sample import Cut, Note, RawSample
 from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.remote import know
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
@@ -44,6 +45,7 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest | None = None) -> 
 
 def read(partition: Partition, note: Note, rest: Rest | None = None) -> Iterator[RawSample | Reject]:
     """The samples of a partition in order; `note` is told of everything that was read, `rest` of members and fields that were not."""
+    know(partition.secrets)
     return _format(partition.entry).read(partition, note, Rest() if rest is None else rest)
 
 

@@ -26,7 +26,7 @@ from motet.pipeline.corpus.patterns import listed
 from motet.pipeline.corpus.sources.media import below, inside
 from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, Version, language_of, reject
 from motet.pipeline.dataset.left_out import Rest
-from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.dataset.rejects import LOST_REST, Reject
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ MOST_SHAPES = 256
 PEEK = 1 << 14
 """Bytes read at a time to find the end of a line; doubled while none is found."""
 
+WINDOW = 1 << 27
+"""Bytes of the largest window that a .zst may have been compressed with."""
 SLICE = 1 << 12
 """Bytes of .zst that are decompressed at a time: they can become 128 MiB, no more."""
 
@@ -123,6 +125,8 @@ def decompressed(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
                     block = stream.unused_data.lstrip(b"\0") if gz else stream.unused_data + block
                     stream, fresh = make(), True
     except (zlib.error, zstandard.ZstdError) as error:
+        if "too much memory" in str(error):
+            raise UserError(_too_wide(name)) from None
         raise BadSample("broken-compression", str(error)) from None
     if not fresh:
         raise BadSample("truncated-file", f"the {ending} stream ends early")
@@ -153,7 +157,24 @@ def _xz() -> lzma.LZMADecompressor:
 
 
 def _zstandard() -> Any:
-    return zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+    return zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
+
+
+def refuse_wide(path: str, size: int) -> None:
+    """UserError for a .zst that takes too much memory to read, as far as its beginning tells: before anything is done."""
+    try:
+        window = zstandard.get_frame_parameters(files.read(path, 0, min(size, 18))).window_size
+    except (zstandard.ZstdError, OSError, files.Changed):
+        return  # whoever reads it will say more
+    if window > WINDOW:
+        raise UserError(_too_wide(path))
+
+
+def _too_wide(path: str) -> str:
+    return (
+        f"{path}: reading it takes more memory than {WINDOW >> 20} MiB, because it was compressed with a larger window (zstd "
+        f"--long); compress it again without: zstd -dc --long=31 {path} | zstd -o NEW.zst"
+    )
 
 
 def row(line: bytes) -> dict[str, Any]:
@@ -281,7 +302,10 @@ def rows(
 
 def version(name: str, look: Callable[[str], files.Info | None]) -> Version:
     """Of a media file that a row names."""
-    info = look(name) if inside(name) else None
+    try:
+        info = look(name) if inside(name) else None
+    except OSError as error:  # whoever reads it says what it is
+        info = files.Info(0, str(error.errno))
     return (files.printable(name), info.size, info.version) if info else (files.printable(name), -1, "")
 
 
@@ -311,7 +335,7 @@ def read(
             except BadSample as bad:
                 yield reject(f"{name}@{offset}", bad, line or b"")
     except BadSample as bad:  # what was read stands; the rest cannot be told apart any more
-        detail = f"{bad.detail}; what follows is lost"
-        yield reject(f"{name}@{offset + (len(line) + 1 if line else 0)}", BadSample(bad.reason, detail))
+        detail = f"{bad}; nobody knows how much follows"
+        yield reject(f"{name}@{offset + (len(line) + 1 if line else 0)}", BadSample(LOST_REST, detail))
     fields.close()
     note(name, digest.size, digest.hash)

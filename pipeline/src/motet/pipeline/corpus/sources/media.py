@@ -7,7 +7,7 @@ import posixpath
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from motet.pipeline.corpus import files, tree
+from motet.pipeline.corpus import files, local, tree
 from motet.pipeline.corpus.sources.sample import MAX_FILE, Digest, Note
 from motet.tokenizers.contract import BadSample
 
@@ -67,13 +67,18 @@ class Media:
             path = os.path.realpath(os.path.join(self._root, name))
             if not (inside(name) or name == ".") or not tree.within(path, self._allowed):
                 raise BadSample("outside-corpus", f"{name} leads out of the corpus folder")
+            local.stat(os.path.join(self._root, name))  # which tells a dead link from nothing
             status = os.stat(path)
             if not S_ISREG(status.st_mode):
                 raise BadSample("missing-file", f"{name} is no file")
             if status.st_size > MAX_FILE:
                 raise BadSample("file-too-large", f"{name}: {status.st_size} bytes")
             return files.read(path)
+        except local.NoFile as error:
+            raise BadSample("missing-file", f"{name} {error.strerror}") from None
         except (FileNotFoundError, NotADirectoryError):
             raise BadSample("missing-file", name) from None
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in local.PASSING:
+                raise local.unanswered(os.path.join(self._root, name), error) from None
             raise BadSample("unreadable-file", f"{name}: {getattr(error, 'strerror', None) or error}") from None

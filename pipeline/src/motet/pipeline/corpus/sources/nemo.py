@@ -17,6 +17,7 @@ from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Note, RawSample,
 from motet.pipeline.corpus.sources.values import wav
 from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import Reject
+from motet.tokenizers import sound_files
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | R
     """See sources."""
     media, modality = Media(partition, note), _modality(partition.entry)
     last: tuple[str, bytes] = "", b""  # the segments of a recording follow each other
+    whole: tuple[str, bytes] = "", b""  # the same, as segments are cut from it
 
     def parts(row: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
-        nonlocal last
+        nonlocal last, whole
         name, transcript = row.get("audio_filepath"), row.get("text")
         if not isinstance(name, str) or not name:
             raise BadSample("no-file-name", "audio_filepath is missing or is no string")
@@ -64,7 +66,9 @@ def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | R
             last = name, media.read(name)
         data = last[1]
         if row.get("offset") is not None:
-            data = _segment(data, _seconds(row, "offset"), _seconds(row, "duration"))
+            if name != whole[0]:
+                whole = name, _whole(data)
+            data = _segment(whole[1], _seconds(row, "offset"), _seconds(row, "duration"))
         sound = (modality, data)
         return (sound,) if empty(transcript) else (("text", string(transcript, "text")), sound)
 
@@ -84,6 +88,17 @@ def _seconds(row: dict[str, Any], field: str) -> float:
     return float(value)
 
 
+def _whole(data: bytes) -> bytes:
+    """A sound file whose header tells its length: as it is, or, if several were joined, decoded to one."""
+    from motet.tokenizers.media import load_speech
+
+    parts = list(sound_files.parts(data))
+    if len(parts) < 2:
+        return parts[0]
+    sound = load_speech(data, LONGEST)
+    return wav(sound.samples.astype("<f4").tobytes(), sound.rate, 1)
+
+
 def _segment(data: bytes, offset: float, duration: float) -> bytes:
     """The samples of a sound file from `offset` on, as a WAV file of 32-bit floats; shorter if the file ends there."""
     import soundfile
@@ -95,11 +110,15 @@ def _segment(data: bytes, offset: float, duration: float) -> bytes:
                 raise BadSample(
                     "bad-segment", f"{duration:g} s from {offset:g} s of {file.frames / file.samplerate:g} s"
                 )
+            if sound_files.cut_short(data) and begin + frames > file.frames:
+                raise BadSample("truncated-audio", "the file ends early, within the segment")
             frames = min(frames, file.frames - begin)
             if frames * file.channels * 4 >= MAX_FILE:
                 raise BadSample("file-too-large", f"a segment of {frames} samples of {file.channels} channels")
             file.seek(begin)
             samples = file.read(frames, dtype="float32", always_2d=True)
+            if len(samples) < frames:
+                raise BadSample("truncated-audio", f"{len(samples)} of the segment's {frames} frames")
             return wav(samples.astype("<f4").tobytes(), file.samplerate, file.channels)
     except soundfile.LibsndfileError as error:
-        raise BadSample("not-audio", str(error)) from None
+        raise BadSample("not-audio", error.error_string) from None

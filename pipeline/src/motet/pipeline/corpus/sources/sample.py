@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
@@ -46,15 +46,17 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class Partition(Cut):
-    """A cut of one source, which is a job's unit of work. Holds no credentials; can be sent to any worker.
+    """A cut of one source, which is a job's unit of work. Can be sent to any worker.
 
     Attributes:
-        entry: the source; its paths are absolute here.
+        entry: the source; its paths are absolute and public here.
         index: place among the source's partitions.
+        secrets: what its URIs lack to be read, as `remote.secrets_of` has it; part of nothing that is stored.
     """
 
     entry: Entry
     index: int
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:

@@ -62,6 +62,8 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
             continue
         for name, own in group:
             path, size = files.join(root, name), own[1]
+            if jsonl.compression(name) == ".zst" and not files.is_remote(path):
+                jsonl.refuse_wide(path, size)
             ends = [0, size] if jsonl.compression(name) else jsonl.cuts(path, size, config.partition_bytes)
             for begin, end in pairwise(ends):
                 yield Cut(root=root, span=(path, begin, end), versions=(own,), size=end - begin)

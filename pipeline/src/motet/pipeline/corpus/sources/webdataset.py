@@ -30,7 +30,7 @@ from motet.pipeline.corpus.sources.sample import (
     string,
 )
 from motet.pipeline.dataset.left_out import Rest
-from motet.pipeline.dataset.rejects import Reject
+from motet.pipeline.dataset.rejects import LOST_REST, Reject
 from motet.tokenizers.contract import BadSample
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | R
                 members[extension] = digest.update(data) if isinstance(data, bytes) else data
             broken = None
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-            broken = BadSample("broken-tar", f"{error or type(error).__name__}; what follows is lost")
+            broken = BadSample(LOST_REST, f"broken-tar: {error or type(error).__name__}; nobody knows how much follows")
     if members:
         yield _sample(f"{name}/{key}", members, entry, fields)
     fields.close()

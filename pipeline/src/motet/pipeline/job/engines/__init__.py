@@ -5,12 +5,14 @@ tasks --`run_all`--> threads of this process | Ray actors | Beam's workers, each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
 
 from motet.core.errors import UserError
-from motet.pipeline.job.task import Task
+from motet.pipeline.job.limits import Watch
+from motet.pipeline.job.task import Result, Task
 from motet.pipeline.job.work import Work
 from motet.pipeline.progress import shown
 
@@ -32,8 +34,8 @@ class EngineOptions:
     extra: tuple[str, ...] = ()
 
 
-Engine = Callable[[Work, Sequence[Task], int, EngineOptions], Iterator[int]]
-"""(what workers need, tasks, workers, options) -> sizes of the tasks as they are done."""
+Engine = Callable[[Work, Sequence[Task], int, EngineOptions], Generator[Result]]
+"""(what workers need, tasks, workers, options) -> what came of the tasks, as they are done."""
 
 
 def engine_of(name: str) -> Engine:
@@ -46,9 +48,15 @@ def engine_of(name: str) -> Engine:
         raise UserError(f"--engine {name}: {error}; install motet-pipeline[{name}]") from None
 
 
-def run_all(engine: Engine, work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> None:
-    """Do every task on `workers` workers, with progress in bytes of input."""
+def run_all(
+    engine: Engine, work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions, watch: Watch
+) -> None:
+    """Do every task on `workers` workers, with progress in bytes of input and rejects; AllRejected as `watch` says."""
     if tasks:
-        done = engine(work, tasks, workers, options)
-        for _ in shown(done, sum(task.partition.size for task in tasks), "B", "tokenize"):
-            pass
+        with closing(engine(work, tasks, workers, options)) as done:
+            sizes = (watch.add(result) for result in done)
+            total = sum(task.partition.size for task in tasks)
+            for _ in shown(
+                sizes, total, "B", "tokenize", lambda: f"{watch.rejected:,} rejected" * bool(watch.rejected)
+            ):
+                pass

@@ -25,7 +25,7 @@ from typing import Any
 from motet.core.configuration import Settings
 from motet.core.errors import UserError
 from motet.pipeline.job.engines import EngineOptions
-from motet.pipeline.job.task import Task
+from motet.pipeline.job.task import Result, Task
 from motet.pipeline.job.work import PartitionFailed, Work, Worker, WorkerLost
 
 
@@ -55,7 +55,8 @@ HERE = "FnApiRunner"
 """What Beam calls its portable runner that is Python only and runs in the process that starts it."""
 SECONDS_BETWEEN_LOOKS = 2.0
 OURS = {error.__name__: error for error in (PartitionFailed, WorkerLost)}
-FAILURE = re.compile(rf"^motet\.pipeline\.work\.({'|'.join(OURS)}): (.*?)(?: \[while running|\n\n|\Z)", re.M | re.S)
+WHERE = re.escape(PartitionFailed.__module__)
+FAILURE = re.compile(rf"^{WHERE}\.({'|'.join(OURS)}): (.*?)(?: \[while running|\n\n|\Z)", re.M | re.S)
 """Our errors in the text that every runner makes of an exception in a worker: its traceback, with more around it."""
 
 
@@ -77,7 +78,7 @@ class _Here:
         for worker in self._started:
             self._idle.put(worker)
 
-    def do(self, task: Task) -> int | None:
+    def do(self, task: Task) -> Result | None:
         """`Worker.do`; None if a task has failed."""
         worker = self._idle.get()
         try:
@@ -160,24 +161,24 @@ class _Tokenize(beam.DoFn):
         self._worker = _here.get(self._job) or self._work.start()
 
     def process(self, task: Task) -> Iterator[tuple[str, int]]:
-        size = self._worker.do(task)
-        if size is not None:
+        result = self._worker.do(task)
+        if result is not None:
             self._partitions.inc()
-            self._bytes.inc(size)
-            yield task.commit, size
+            self._bytes.inc(result.size)
+            yield task.commit, result.size
 
     def teardown(self) -> None:
         if isinstance(self._worker, Worker):
             self._worker.close()
 
 
-def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[int]:
-    """Sizes of the tasks, as their commits are seen.
+def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[Result]:
+    """What came of the tasks, as their commits are seen.
 
     A pipeline that fails although it got on, as when its machines are taken away, starts again with what is left.
     """
     beam_options = _options(options.extra, workers)
-    sizes = {task.commit: task.partition.size for task in tasks}
+    unseen = {task.commit: task for task in tasks}
     left = list(tasks)
     while left:
         job = _Job(work, left, beam_options)
@@ -187,9 +188,8 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
             with _quiet():
                 while job.is_alive():
                     job.join(SECONDS_BETWEEN_LOOKS)
-                    for name in work.output.store.list("commits"):
-                        if name in sizes:
-                            yield sizes.pop(name)
+                    new = [name for name in work.output.store.list("commits") if name in unseen]
+                    yield from _results(work, [unseen.pop(name) for name in new])
             del _here[job.name]
         finally:
             stopped = here.failures[:1]
@@ -209,7 +209,17 @@ def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions)
         if left and len(left) == before:
             raise BeamFailed(_last_line(job.failure)) from job.failure
         print(f"tokenize: Beam: {_last_line(job.failure)}; going on with what is left", file=sys.stderr, flush=True)
-    yield from sizes.values()
+    yield from _results(work, list(unseen.values()))
+
+
+def _results(work: Work, tasks: Sequence[Task]) -> Iterator[Result]:
+    """What committed tasks came to, as their commits say."""
+    entries = work.output.entries([task.commit for task in tasks])
+    for task in tasks:
+        entry = entries[task.commit]
+        yield Result(
+            task.partition.entry.name, task.partition.size, entry.rows, entry.rejects, f"in {entry.rejects_file}"
+        )
 
 
 class _Job(threading.Thread):

@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 
 from motet.pipeline.job.engines import EngineOptions
-from motet.pipeline.job.task import Task
+from motet.pipeline.job.task import Result, Task
 from motet.pipeline.job.work import Work, Worker
 
 
-def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[int]:
-    """Sizes of the tasks as they are done, in any order."""
+def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[Result]:
+    """What came of the tasks, as they are done, in any order."""
     started = [work.start() for _ in range(min(workers, len(tasks)))]
     idle: SimpleQueue[Worker] = SimpleQueue()
     for worker in started:
         idle.put(worker)
 
-    def do(task: Task) -> int:
+    def do(task: Task) -> Result:
         worker = idle.get()
         try:
             return worker.do(task)

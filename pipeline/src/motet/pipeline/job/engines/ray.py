@@ -1,6 +1,6 @@
 """Ray: an actor for each worker, wherever the cluster has room; needs the extra `motet-pipeline[ray]`.
 
-    tasks --by the devices that their tokenizers need--> CPU actors | GPU actors, one task at a time each --> sizes
+    tasks --by the devices that their tokenizers need--> CPU actors | GPU actors, one task at a time each --> results
 
 Encoders on a GPU are loaded once per actor, and text goes on beside them on the CPUs. An actor that is lost with its node
 is replaced by another one, wherever there is room; a task may run twice, which its commit takes care of.
@@ -16,7 +16,7 @@ from typing import Any
 
 from motet.core.errors import UserError
 from motet.pipeline.job.engines import EngineOptions
-from motet.pipeline.job.task import Task
+from motet.pipeline.job.task import Result, Task
 from motet.pipeline.job.work import KEPT, Work, WorkerLost
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # or `uv run` re-creates the environment for every job
@@ -33,12 +33,12 @@ class _Actor:
     def __init__(self, work: Work):
         self._worker = work.start()
 
-    def do(self, task: Task) -> int:
+    def do(self, task: Task) -> Result:
         return self._worker.do(task)
 
 
-def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[int]:
-    """Sizes of the tasks as they are done, by actors of the cluster at `address`, or of the one that this process is in.
+def run(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[Result]:
+    """What came of the tasks as they are done, by actors of the cluster at `address`, or of the one that this process is in.
 
     If there is none, one is started on this machine, for this job.
     """
@@ -89,7 +89,7 @@ class _Seat:
         return not self._queue
 
 
-def _done(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[int]:
+def _done(work: Work, tasks: Sequence[Task], workers: int, options: EngineOptions) -> Iterator[Result]:
     on_gpu = {m for m, settings in work.tokenizers.items() if str(settings.get("device", "cpu")).startswith("cuda")}
     cpu = deque(task for task in tasks if not on_gpu & set(task.header.modalities))
     gpu = deque(task for task in tasks if on_gpu & set(task.header.modalities))

@@ -26,7 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from motet.core.configuration import validate
 from motet.core.errors import UserError
-from motet.pipeline.dataset.shard import DamagedShard
+from motet.pipeline.dataset.header import DamagedShard
 from motet.trainer.config import TrainConfig
 from motet.trainer.run.checkpoint import DamagedCheckpoint
 from motet.trainer.run.folder import check

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 import typer
-from table import table
+from reference_table import table
 from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 from typer.utils import get_params_from_function
 
@@ -23,7 +23,7 @@ from motet.orchestration import cli
 
 HEAD = """# The command
 
-<!-- Written by docs/make/reference.py from the help texts: change those, and run `make docs`. -->
+<!-- Written by docs/make/write_reference.py from the help texts: change those, and run `make docs`. -->
 
 Every verb of `motet`. `motet VERB --help` tells the same.
 """

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
-from table import table
+from reference_table import table
 
 from motet.core.described import check, described, prose
 from motet.orchestration.workflow import Workflow
@@ -25,7 +25,7 @@ from motet.trainer.presets import SHAPES
 
 HEAD = """# Configuration
 
-<!-- Written by docs/make/reference.py from the docstrings: change those, and run `make docs`. -->
+<!-- Written by docs/make/write_reference.py from the docstrings: change those, and run `make docs`. -->
 
 Every field of every configuration file. The files are YAML; a key that is not listed here is an error. A heading is the place of
 its fields in the file, so that `data` and `sequence` together are what `--set data.sequence=4096` sets; N is a position in
