@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from motet.pipeline.dataset import shard
+from motet.pipeline.dataset import header
 from motet.pipeline.dataset.manifest import Manifest
 from motet.trainer.config import DataConfig
 from motet.trainer.data.batch import GroupedBatch
@@ -45,7 +45,7 @@ def order_of(dataset: str, **changes) -> Order:
 def test_shards_with_latents(dataset, golden):
     manifest = Manifest.load(dataset)
     files = {entry.file: entry.hash for entry in manifest.shards}
-    golden("shards of all modalities", shard.FORMAT_VERSION, files)
+    golden("shards of all modalities", header.FORMAT_VERSION, files)
 
 
 @pytest.mark.parametrize(
