@@ -21,8 +21,7 @@ def in_this_process(work, tasks, workers, options):
     """The local engine without processes of its own, so that one kill ends all that writes."""
     tokenizers = {m: build(s, Path("/"), m) for m, s in work.tokenizers.items()}
     for task in tasks:
-        task.do(work.output, tokenizers, Guard())
-        yield task.partition.size
+        yield task.do(work.output, tokenizers, Guard())
 
 
 def run_until(call: int, out: Path, work) -> bool:

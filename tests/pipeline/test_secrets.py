@@ -146,7 +146,7 @@ def test_rejects_name_links_without_what_gives_access(corpus: Path, configure, t
     (corpus / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = configure(corpus=[{"name": "a", "format": "interleaved", "path": "mixed.jsonl"}])
     found = list(tokenize_corpus(config, corpus, tmp_path / "out").manifest.quarantine())
-    assert [row["detail"] for row in found] == ["https://host/a.jpg"] * 2
+    assert [row["detail"].split()[0] for row in found] == ["https://host/a.jpg"] * 2
     assert not re.search(rb"hidden|other", held(tmp_path / "out"))
 
 
