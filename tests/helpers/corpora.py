@@ -1,8 +1,10 @@
 """What tests of corpora read: every document of a dataset, every sample of a corpus."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from motet.pipeline.corpus.sources import read
 from motet.pipeline.dataset.manifest import Manifest
@@ -40,3 +42,9 @@ def kinds(samples: list[list[tuple[str, bytes]]]) -> list[str]:
 
 def captions(samples: list[list[tuple[str, bytes]]]) -> list[list[str]]:
     return [[data.decode() for modality, data in parts if modality == "text"] for parts in samples]
+
+
+def pictures(corpus: Path) -> list[dict[str, Any]]:
+    """Rows of the pictures' metadata, with the file's bytes."""
+    rows = [json.loads(line) for line in (corpus / "pictures/metadata.jsonl").read_text("utf-8").splitlines()]
+    return [{**row, "bytes": (corpus / "pictures" / row["file_name"]).read_bytes()} for row in rows]

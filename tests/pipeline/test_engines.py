@@ -9,7 +9,7 @@ from motet.core.errors import UserError
 from motet.pipeline.dataset.gc import collect
 from motet.pipeline.dataset.store import store_of
 from motet.pipeline.job.job import tokenize_corpus
-from motet.pipeline.job.tokenize import CHUNK
+from motet.pipeline.job.tokenize import BATCH
 from motet.pipeline.job.work import PartitionFailed, WorkerLost
 
 CLASSES = """
@@ -206,7 +206,7 @@ def test_what_an_unfinished_job_committed_is_no_orphan(
 
 def test_a_sample_that_crashes_late_in_a_partition_costs_itself_alone(poisoned, corpus: Path, tmp_path: Path) -> None:
     """Samples are numbered through the partition, not through what is encoded together."""
-    rows = [f'{{"text": "This is number {i}. {"And now kill" if i == 150 else ""}"}}\n' for i in range(CHUNK + 40)]
+    rows = [f'{{"text": "This is number {i}. {"And now kill" if i == 150 else ""}"}}\n' for i in range(BATCH + 40)]
     (corpus / "six.jsonl").write_text("".join(rows), encoding="utf-8")
     config = poisoned("Crashes").model_copy(update={"partition_bytes": 1 << 20})
     result = tokenize_corpus(config, corpus, tmp_path / "out")

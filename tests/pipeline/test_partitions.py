@@ -1,49 +1,20 @@
 """How corpora are cut into partitions: where, how large, and what is another partition."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import documents, read_all
+from corpora import documents, pictures, read_all, tar
 
 from motet.pipeline.corpus.files import Changed
 from motet.pipeline.corpus.sources import read
-from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.job.job import tokenize_corpus
 from motet.pipeline.job.partitions import partitions
 
 BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-@pytest.fixture
-def tokens(corpus: Path, configure, tmp_path: Path):
-    """A function that gives the manifest of a corpus of one entry."""
-    made = iter(range(100))
-
-    def run(workers: int = 1, **entry: Any) -> Manifest:
-        config = configure(corpus=[{"name": "one", **entry}])
-        return tokenize_corpus(config, corpus, tmp_path / f"out{next(made)}", workers=workers).manifest
-
-    return run
-
-
-def pictures(corpus: Path) -> list[dict[str, Any]]:
-    """Rows of the pictures' metadata, with the file's bytes."""
-    rows = [json.loads(line) for line in (corpus / "pictures/metadata.jsonl").read_text("utf-8").splitlines()]
-    return [{**row, "bytes": (corpus / "pictures" / row["file_name"]).read_bytes()} for row in rows]
-
-
-def tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as out:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            out.addfile(info, io.BytesIO(data))
 
 
 def test_a_plan_of_text_cuts_where_lines_end_and_loses_none(corpus: Path, configure, tmp_path: Path) -> None:

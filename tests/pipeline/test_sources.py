@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import zstandard
-from corpora import documents, read_all
+from corpora import documents, pictures, read_all, tar
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.manifest import Manifest
@@ -35,20 +35,6 @@ def tokens(corpus: Path, configure, tmp_path: Path):
         return tokenize_corpus(config, corpus, tmp_path / f"out{next(made)}", workers=workers).manifest
 
     return run
-
-
-def pictures(corpus: Path) -> list[dict[str, Any]]:
-    """Rows of the pictures' metadata, with the file's bytes."""
-    rows = [json.loads(line) for line in (corpus / "pictures/metadata.jsonl").read_text("utf-8").splitlines()]
-    return [{**row, "bytes": (corpus / "pictures" / row["file_name"]).read_bytes()} for row in rows]
-
-
-def tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as out:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            out.addfile(info, io.BytesIO(data))
 
 
 @pytest.fixture

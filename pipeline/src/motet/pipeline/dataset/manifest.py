@@ -119,7 +119,7 @@ class Manifest:
         tokenizers: each modality's spec.
         settings_hash: over everything that decides the bytes, but the inputs.
         sources: corpus entries in their order.
-        shards: one per partition, in the order of the plan.
+        shards: one per partition, in the order of the partitions.
         codebooks: for each discrete modality that occurs, how often each id of each codebook does.
         lengths: for each source, how many documents have exactly this many tokens.
         span_lengths: likewise of spans, by source and modality.
@@ -240,7 +240,7 @@ class Manifest:
         return str(self.store).rstrip("/").rsplit("/", 1)[-1]
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
-        """Every reject, as a dictionary of the columns of its file, in the order of the plan."""
+        """Every reject, as a dictionary of the columns of its file, in the order of the partitions."""
         for entry in self.shards:
             yield from self.rejected(entry)
 

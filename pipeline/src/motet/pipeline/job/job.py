@@ -1,6 +1,6 @@
 """One tokenizing job from configuration to manifest.
 
-    TokenizeConfig --`partitions`--> plan --those without a commit--> engine.map(do) --> commits --> manifest.json
+    TokenizeConfig --`partitions`--> tasks --those without a commit--> engine.map(do) --> commits --> manifest.json
 
 Running it again does only what is missing: a partition whose files, settings or tokenizers changed has another key. What
 it was made of before stays until `motet gc`.

@@ -1,9 +1,9 @@
 """The pure function at the heart of the room: partition -> shard bytes, statistics, rejects.
 
-    samples --load--> --encode, a chunk at a time, each modality in one batch--> documents --`ShardWriter`--> a file
+    samples --load--> --encode, a batch at a time, each modality on its own--> documents --`ShardWriter`--> a file
 
 What comes out depends on the partition's content and the tokenizers only, so every engine, every retry and every
-machine writes the same bytes. Memory is bounded by one chunk of samples.
+machine writes the same bytes. Memory is bounded by one batch of samples.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from motet.pipeline.dataset.shard import Document, ShardWriter, sample_id
 from motet.pipeline.dataset.totals import Totals
 from motet.tokenizers.contract import BadSample, Tokenizer, Tokens
 
-CHUNK = 128
+BATCH = 128
 """Samples that are loaded and encoded together: a multiple of what tokenizers batch, small enough for memory."""
-CHUNK_BYTES = 64 << 20
-"""Bytes of raw samples after which a chunk ends early."""
+BATCH_BYTES = 64 << 20
+"""Bytes of raw samples after which a batch ends early."""
 
 
 class Guard:
@@ -85,9 +85,9 @@ def tokenize(
     rejects: list[Reject] = []
     rest = Rest()
     samples, number = read(partition, note, rest), 0
-    while chunk := _chunk(samples):
-        outcomes = _encode(chunk, number, tokenizers, partition.entry.name, guard)
-        number += len(chunk)
+    while batch := _batch(samples):
+        outcomes = _encode(batch, number, tokenizers, partition.entry.name, guard)
+        number += len(batch)
         for outcome in outcomes:
             if isinstance(outcome, Reject):
                 rejects.append(outcome)
@@ -113,24 +113,24 @@ def tokenize(
     return Outcome(entry, tuple(rejects), counts.totals, rest.rows)
 
 
-def _chunk(samples: Iterator[RawSample | Reject]) -> list[RawSample | Reject]:
-    """The next samples, up to CHUNK or CHUNK_BYTES; none at the end."""
-    chunk: list[RawSample | Reject] = []
+def _batch(samples: Iterator[RawSample | Reject]) -> list[RawSample | Reject]:
+    """The next samples, up to BATCH or BATCH_BYTES; none at the end."""
+    batch: list[RawSample | Reject] = []
     size = 0
-    while len(chunk) < CHUNK and size < CHUNK_BYTES and (sample := next(samples, None)) is not None:
-        chunk.append(sample)
+    while len(batch) < BATCH and size < BATCH_BYTES and (sample := next(samples, None)) is not None:
+        batch.append(sample)
         size += 0 if isinstance(sample, Reject) else sum(len(data) for _, data in sample.parts)
-    return chunk
+    return batch
 
 
 def _encode(
-    chunk: list[RawSample | Reject], first: int, tokenizers: Mapping[str, Tokenizer], source: str, guard: Guard
+    batch: list[RawSample | Reject], first: int, tokenizers: Mapping[str, Tokenizer], source: str, guard: Guard
 ) -> Iterator[Document | Reject]:
-    """One outcome per sample, in order; `first` is the number of the first. Each modality's samples are one batch."""
+    """One outcome per sample, in order; `first` is the number of the first. Each modality's samples are encoded together."""
     guard.at(None, 1)  # texts are read in no time
     loaded: list[Reject | list[tuple[str, Any]]] = [
         sample if isinstance(sample, Reject) else _load(sample, first + i, tokenizers, guard)
-        for i, sample in enumerate(chunk)
+        for i, sample in enumerate(batch)
     ]
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, parts in enumerate(loaded):
@@ -140,7 +140,7 @@ def _encode(
     spans: dict[tuple[int, int], Tokens] = {}
     for modality, at in places.items():
         values = [loaded[i][j][1] for i, j in at]  # type: ignore[index]
-        where = f"{chunk[at[0][0]].position} to {chunk[at[-1][0]].position}"
+        where = f"{batch[at[0][0]].position} to {batch[at[-1][0]].position}"
         encoded = None
         if not guard.careful:
             guard.at(None, len(at))
@@ -153,16 +153,16 @@ def _encode(
                     continue
                 guard.at(first + i, 1)
                 try:
-                    _checked(tokenizers[modality], [value], chunk[i].position)
+                    _checked(tokenizers[modality], [value], batch[i].position)
                     sound.append((i, j))
                 except BadSample as bad:
-                    loaded[i] = _reject(chunk[i], bad)  # type: ignore[arg-type]
+                    loaded[i] = _reject(batch[i], bad)  # type: ignore[arg-type]
             at = sound
             guard.at(None, len(at))
             encoded = _checked(tokenizers[modality], [loaded[i][j][1] for i, j in at], where)  # type: ignore[index]
         spans.update(zip(at, encoded, strict=True))
     guard.at(None, 0)
-    for i, (sample, parts) in enumerate(zip(chunk, loaded, strict=True)):
+    for i, (sample, parts) in enumerate(zip(batch, loaded, strict=True)):
         if isinstance(sample, Reject) or isinstance(parts, Reject):
             yield parts  # type: ignore[misc]
         else:

@@ -2,7 +2,7 @@
 
     file --`cuts` (seeks, for text) | `rows` (reads, where rows name media)--> ranges of bytes --`lines`--> (offset, line) --`row`--> dict
 
-A line's place is its byte offset (in the decompressed stream, if it is compressed), so that a plan need not count lines.
+A line's place is its byte offset (in the decompressed stream, if it is compressed), so that cutting need not count lines.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     books.jsonl.zst --whole-----> lines -->|
     *.txt, *.md.gz --runs of files-------->|
 
-A plan seeks to where partitions begin and reads a line's end there, not the file: it may have 10 TB.
+Cutting seeks to where partitions begin and reads a line's end there, not the file: it may have 10 TB.
 """
 
 from __future__ import annotations
