@@ -39,6 +39,7 @@ def tokenize(
     `motet tokenize corpus.yaml --out s3://bucket/tokens --engine beam -- --runner=FlinkRunner`
     """
     from motet.core.configuration import load_config
+    from motet.pipeline.dataset.rejects import PASSING
     from motet.pipeline.job.config import TokenizeConfig
     from motet.pipeline.job.engines import EngineOptions
     from motet.pipeline.job.job import tokenize_corpus
@@ -72,7 +73,10 @@ def tokenize(
             f"{result.done} of {result.partitions} partitions done now, the others were there"
         )
         for reason, count in result.manifest.rejects().items():
-            typer.echo(f"  {reason}: {count:,}")
+            typer.echo(
+                f"  {reason}: {count:,}"
+                + " (the same command with --retry-rejects tries these again)" * (reason in PASSING)
+            )
     if result.too_many_rejects:
         sources = [f"{name} {lost:,} of {samples:,}" for name, (lost, samples) in result.over.items()]
         typer.echo(

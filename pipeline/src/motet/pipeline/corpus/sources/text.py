@@ -9,10 +9,12 @@ A plan seeks to where partitions begin and reads a line's end there, not the fil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
+from motet.core.errors import UserError
 from motet.pipeline.corpus import files
 from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 WHOLE = tuple(f".txt{end}" for end in ("", *jsonl.COMPRESSED))
 LINES = tuple(f"{kind}{end}" for kind in (".jsonl", ".ndjson") for end in ("", *jsonl.COMPRESSED))
+
+ARCHIVE = r"\.(tar(\.\w+)?|tgz|tbz2|txz|zip|7z|rar)$"
 
 
 def needed(entry: Entry, where: str) -> list[str]:
@@ -46,6 +50,10 @@ def cut(entry: Entry, config: Cutting, where: str) -> Iterator[Cut]:
         infos = {name: info for name, info in files.walk(root).items() if name.endswith(WHOLE + LINES)}
     else:
         root, infos = listed(entry.path)
+        if archive := next((name for name in infos if re.search(ARCHIVE, name, re.I)), None):
+            raise UserError(
+                f"{where}: path: {files.join(root, archive)} is an archive, not text; unpack it, or read a .tar with format webdataset"
+            )
     versions = [(name, (files.printable(name), info.size, info.version)) for name, info in infos.items()]
     for whole, group in groupby(versions, key=lambda found: found[0].endswith(WHOLE)):
         if whole:
