@@ -116,7 +116,9 @@ def open_diffusers(kind: type[Model], path: str, subfolder: str = "") -> Model:
     if folder.is_dir():
         _check_config(folder, kind)
     elif Path(path).exists() or not HUB_ID.fullmatch(path):
-        raise UserError(f"{folder}: no such folder of weights; path must be a diffusers folder or a hub id owner/name")
+        raise UserError(
+            f"{folder}: no such folder of weights; path must be a diffusers folder (`motet tokenizer fit` makes one) or a hub id owner/name"
+        )
     else:
         fetch(path, "config.json", subfolder)
     diffusers_log = logging.getLogger("diffusers")
@@ -157,8 +159,8 @@ def fetch(hub_id: str, name: str, subfolder: str = "") -> Path:
         return Path(hf_hub_download(hub_id, inside))
     except Exception as error:  # the errors of three layers of network clients, which have no common class
         raise UserError(
-            f"{hub_id}: is no folder here, and {constants.ENDPOINT} does not give its {inside} ({one_line(error)}); download "
-            "the model where there is a network and set path to its folder"
+            f"{hub_id}: is no folder here, and {constants.ENDPOINT} does not give its {inside} ({one_line(error)}); set path to "
+            "the folder of one fitted with `motet tokenizer fit`, or of one downloaded where there is a network"
         ) from None
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from motet.core.configuration import Settings
 from motet.tokenizers.contract import BadSample, Waveform
+from motet.tokenizers.fitted import counted
 from motet.tokenizers.media import load_speech, resample
 
 FLOOR = 1e-5  # of mel amplitude: about 16-bit silence
@@ -123,7 +124,7 @@ class LogMel:
 def frames_of_files(files: Sequence[bytes], mel: LogMel) -> tuple[list[torch.Tensor], int]:
     """Log-mel frames of raw sound files, and how many files were no sound sound and were skipped."""
     frames, skipped = [], 0
-    for data in files:
+    for data in counted(files, "sounds read"):
         try:
             frames.append(mel.frames(load_speech(data)))
         except BadSample:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Token
 from motet.tokenizers.media import load_text
 from motet.tokenizers.text.ranks import BYTE_OF, PATTERNS, Ranks, ranks_of, token_bytes, too_blank
 
+log = logging.getLogger(__name__)
 ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens", "decoder")  # of a tokenizer.json
 
 
@@ -131,7 +134,7 @@ class BPE(Tokenizer):
             vocab_size=options.vocabulary,
             min_frequency=options.minimum_frequency,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            show_progress=log.isEnabledFor(logging.INFO) and sys.stderr.isatty(),
         )
         model.train_from_iterator(texts, trainer, length=len(texts))
         seconds = time.perf_counter() - start
