@@ -120,7 +120,10 @@ def open_diffusers(kind: type[Model], path: str, subfolder: str = "") -> Model:
             f"{folder}: no such folder of weights; path must be a diffusers folder (`motet tokenizer fit` makes one) or a hub id owner/name"
         )
     else:
-        fetch(path, "config.json", subfolder)
+        try:
+            fetch(path, "config.json", subfolder)
+        except UserError as error:
+            raise UserError(f"{error}, or to one that `motet tokenizer fit` made") from None
     diffusers_log = logging.getLogger("diffusers")
     level = diffusers_log.level
     diffusers_log.setLevel(logging.ERROR)  # what it warns about is checked below
@@ -159,8 +162,8 @@ def fetch(hub_id: str, name: str, subfolder: str = "") -> Path:
         return Path(hf_hub_download(hub_id, inside))
     except Exception as error:  # the errors of three layers of network clients, which have no common class
         raise UserError(
-            f"{hub_id}: is no folder here, and {constants.ENDPOINT} does not give its {inside} ({one_line(error)}); set path to "
-            "the folder of one fitted with `motet tokenizer fit`, or of one downloaded where there is a network"
+            f"{hub_id}: is no folder here, and {constants.ENDPOINT} does not give its {inside} ({one_line(error)}); download "
+            "the model where there is a network and set path to its folder"
         ) from None
 
 

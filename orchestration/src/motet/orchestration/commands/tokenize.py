@@ -40,6 +40,7 @@ def tokenize(
     """
     from motet.core.configuration import load_config
     from motet.pipeline.dataset.rejects import PASSING
+    from motet.pipeline.dataset.unknown import unknown_lines
     from motet.pipeline.job.config import TokenizeConfig
     from motet.pipeline.job.engines import EngineOptions
     from motet.pipeline.job.job import tokenize_corpus
@@ -77,6 +78,8 @@ def tokenize(
                 f"  {reason}: {count:,}"
                 + " (the same command with --retry-rejects tries these again)" * (reason in PASSING)
             )
+    for line in unknown_lines(result.manifest):
+        typer.echo(f"motet: {line}: the text tokenizer has no bytes to fall back on", err=True)
     if result.too_many_rejects:
         sources = [f"{name} {lost:,} of {samples:,}" for name, (lost, samples) in result.over.items()]
         typer.echo(

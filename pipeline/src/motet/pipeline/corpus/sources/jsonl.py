@@ -24,10 +24,12 @@ from motet.pipeline.corpus.sources.media import inside
 from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, RawSample, Version, language_of, reject
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers.contract import BadSample
+from motet.tokenizers.media import utf16
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
 
+ARRAY = "a JSON array; write one object a line, as jq -c '.[]' does"
 COMPRESSED = (".gz", ".zst")
 PEEK = 1 << 14
 """Bytes read at a time to find the end of a line; doubled while none is found."""
@@ -124,7 +126,8 @@ def row(line: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         value = _other(line)
     if not isinstance(value, dict):
-        raise BadSample("not-an-object", f"a {type(value).__name__} where an object was expected")
+        cure = f"; {ARRAY}" if isinstance(value, list) else ""
+        raise BadSample("not-an-object", f"a {type(value).__name__} where an object was expected{cure}")
     return value
 
 
@@ -133,9 +136,21 @@ def _other(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a byte-order mark
     except UnicodeDecodeError as error:
-        raise BadSample("invalid-utf8", str(error)) from None
+        raise BadSample("invalid-utf8", utf16(line) or str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise BadSample("not-json", str(error)) from None
+        raise BadSample("not-json", utf16(line) or _array(line) or str(error)) from None
+
+
+def _array(line: bytes) -> str:
+    """That a line is one of a JSON value over several, and what to do about it; empty if it does not look so."""
+    line = line.strip()
+    if (
+        line == b"["
+        or (line.endswith(b",") and line.startswith((b"{", b"[{")))
+        or (line[:2] == b"[{" and line[-1:] == b"}")
+    ):
+        return f"a line of {ARRAY}"
+    return "a JSON object over several lines; write it on one, as jq -c does" if line == b"{" else ""
 
 
 def found(entry: Entry, where: str) -> tuple[str, list[tuple[str, Version]]]:

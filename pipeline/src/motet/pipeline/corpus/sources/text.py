@@ -23,6 +23,7 @@ from motet.pipeline.corpus.sources.media import Media
 from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Note, RawSample, Version, reject, string
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers.contract import BadSample
+from motet.tokenizers.media import utf16
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
@@ -104,8 +105,13 @@ def read(partition: Partition, note: Note) -> Iterator[RawSample | Reject]:
 
 
 def _whole(data: bytes, name: str) -> bytes:
-    if not name.endswith(jsonl.COMPRESSED):
-        return data
+    data = data if not name.endswith(jsonl.COMPRESSED) else _decompressed(data, name)
+    if told := utf16(data):
+        raise BadSample("invalid-utf8", told)
+    return data
+
+
+def _decompressed(data: bytes, name: str) -> bytes:
     blocks, size = [], 0
     for block in jsonl.decompressed([data], name):
         blocks.append(block)
