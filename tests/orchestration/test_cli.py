@@ -263,6 +263,18 @@ def test_rejects_are_shown_and_their_bytes_written(motet: Motet, pictures: Path,
     wrong(motet("rejects", tmp_path / "nothing"), "holds no token dataset")
 
 
+def test_what_was_out_of_reach_is_tried_again_by_a_flag_that_is_named(
+    motet: Motet, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures/metadata.jsonl").write_text('{"file_name": "late.webp"}\n{"file_name": "truncated.png"}\n')
+    for command in (("tokenize", pictures, "--out", tmp_path / "tokens"), ("rejects", tmp_path / "tokens")):
+        told = motet(*command).out.replace("\n", " ")
+        assert told.count("--retry-rejects") == 1 and "missing-file" in told.split("--retry-rejects")[0]
+    next((tmp_path / "pictures").glob("*.webp")).rename(tmp_path / "pictures/late.webp")
+    told = motet("tokenize", pictures, "--out", tmp_path / "tokens", "--retry-rejects")
+    assert "1 documents, 1 samples" in told.out and "--retry-rejects" not in told.out
+
+
 def test_a_job_of_which_nothing_comes_ends_with_3(motet: Motet, bpe: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "some words"}\n' * 3000)
     settings = {

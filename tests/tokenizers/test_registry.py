@@ -102,7 +102,7 @@ def test_paths_are_taken_from_the_base(tmp_path):
     assert registry.build({"use": "bpe", "path": "bpe"}, tmp_path, "text").spec.codebooks == (259,)
     assert registry.build({"use": "motet.tokenizers.text.bpe:BPE", "path": "bpe"}, tmp_path).spec.name == "bpe"
     complete = registry.absolute({"use": "bpe", "path": "bpe"}, tmp_path)
-    assert complete == {"use": "bpe", "path": str(tmp_path / "bpe"), "pattern": None}
+    assert complete == {"use": "bpe", "path": str(tmp_path / "bpe"), "pattern": None, "max_unknown": 0.05}
     assert registry.absolute(complete, Path("/elsewhere")) == complete
     json.dumps(complete)
 

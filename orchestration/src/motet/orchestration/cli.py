@@ -19,6 +19,9 @@ from motet.core.errors import UserError
 from motet.core.urls import censored
 from motet.orchestration.commands import generate, inspect, rejects, run, score, tokenize, tokenizer, train
 
+GOES_ON = ("tokenize", "train", "run", "demo")
+"""Verbs that keep what they have done."""
+
 
 class _Verbs(TyperGroup):
     """Says what an interrupted verb leaves; Typer itself ends without a word."""
@@ -28,7 +31,10 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _fail("interrupted; what was committed is kept, and the same command goes on from there", 130)
+            verb = ctx.invoked_subcommand
+            if verb in GOES_ON:
+                _fail("interrupted; what was committed is kept, and the same command goes on from there", 130)
+            _fail(f"interrupted; `motet {verb}` keeps nothing of what it began", 130)
 
 
 app = typer.Typer(

@@ -93,11 +93,14 @@ class Tokens:
             more than one codebook the last axis is the codebook. The number of tokens is the product.
         ids: int32, flat, `prod(shape)` long: each codebook's own ids; None if continuous.
         latents: float16 `[prod(shape), latent_dim]`; None if discrete.
+        unknown, characters: of a text whose vocabulary may lack some characters, how many no token stands for, and all.
     """
 
     shape: tuple[int, ...]
     ids: np.ndarray | None = None
     latents: np.ndarray | None = None
+    unknown: int = 0
+    characters: int = 0
 
     def __len__(self) -> int:
         return math.prod(self.shape)

@@ -1,9 +1,14 @@
-"""The folder of a fitted tokenizer: `config.json` (what it is, typed) and `model.safetensors` (its arrays); never a pickle."""
+"""The folder of a fitted tokenizer: `config.json` (what it is, typed) and `model.safetensors` (its arrays); never a pickle.
+
+And what a long fit tells the log meanwhile: how far it is, and about how long it will go on (`counted`, `left`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +18,10 @@ from pydantic import BaseModel
 from motet.core.configuration import validate
 from motet.core.errors import UserError
 
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN = 5.0
 Config = TypeVar("Config", bound=BaseModel)
+Item = TypeVar("Item")
 
 
 def save_fitted(out: Path, kind: str, config: BaseModel, arrays: dict[str, torch.Tensor]) -> None:
@@ -24,6 +32,23 @@ def save_fitted(out: Path, kind: str, config: BaseModel, arrays: dict[str, torch
     text = json.dumps({"kind": kind, **config.model_dump(mode="json")}, indent=2)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")
     save_file({name: array.contiguous() for name, array in arrays.items()}, out / "model.safetensors")
+
+
+def left(seconds: float) -> str:
+    """How long a fit will go on, for a person."""
+    minutes = round(seconds / 60)
+    return f"about {f'{minutes} min' if minutes else f'{seconds:.0f} s'} left"
+
+
+def counted(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Pass the items on, and tell the log every few seconds how far they are."""
+    begun = told = time.monotonic()
+    for i, item in enumerate(items):
+        now = time.monotonic()
+        if now - told >= SECONDS_BETWEEN:
+            told = now
+            log.info("%d of %d %s, %s", i, len(items), what, left((now - begun) / i * (len(items) - i)))
+        yield item
 
 
 def load_fitted(

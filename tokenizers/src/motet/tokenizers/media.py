@@ -94,6 +94,18 @@ def load_speech(data: bytes, max_seconds: float = 1800.0) -> Waveform:
     return Waveform(np.clip(samples, -1.0, 1.0, out=samples), rate)
 
 
+def utf16(data: bytes) -> str:
+    """That bytes are UTF-16 or UTF-32, and what to do about it; empty if they do not look so."""
+    head = data[:4096]
+    marked = head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
+    halves = [half.count(0) / len(half) if half else 0.0 for half in (head[::2], head[1::2])]
+    wide = len(head) >= 8 and max(halves) > 0.4 and (min(halves) < 0.1 or head.count(0) > 0.6 * len(head))
+    if not marked and not (wide and head.strip(b"\0")):
+        return ""
+    kind = "UTF-32" if head.count(0) > 0.6 * len(head) else "UTF-16"
+    return f"this is {kind}; write it as UTF-8, as iconv -f {kind} -t UTF-8 does"
+
+
 def load_text(data: bytes) -> str:
     """Text from UTF-8, byte for byte (a byte-order mark stays).
 
@@ -105,7 +117,7 @@ def load_text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadSample("invalid-utf8", f"byte {error.start}: {error.reason}") from None
+        raise BadSample("invalid-utf8", utf16(data) or f"byte {error.start}: {error.reason}") from None
 
 
 def resample(wave: Waveform, rate: int) -> Waveform:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -20,6 +22,10 @@ from motet.core.errors import UserError, one_line
 from motet.tokenizers.contract import Tokenizer
 
 GROUP = "motet.tokenizers"
+FITTED = ("bpe", "melrvq", "units", "vae", "vqgan")
+"""Those of motet's own tokenizers that can be fitted, known without importing them."""
+ON_DISK = ("bpe", "melrvq", "units")
+"""Those whose path is never the name of a model on a hub."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,24 @@ def build(settings: Mapping[str, Any], base: Path, modality: str | None = None) 
     complete = absolute(settings, base, modality)
     del complete["use"]
     return kind(validate(complete, kind.Settings, _where(modality)))  # type: ignore[call-arg]
+
+
+def present(settings: Mapping[str, Any], base: Path, modality: str | None = None) -> None:
+    """UserError if the weights of one of motet's own tokenizers are certainly not there; nothing is imported to know that."""
+    use, path = settings.get("use"), settings.get("path")
+    if not isinstance(path, str) or use not in {o.name for o in _offers() if o.distribution == "motet-tokenizers"}:
+        return
+    place = (base / Path(path).expanduser()).absolute()
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and use not in ON_DISK  # as models are on a hub
+    if not place.exists() and not named:
+        raise UserError(f"{_where(modality)}: path: {place} does not exist; {cure(str(use), path)}")
+
+
+def cure(use: str, path: str | Path) -> str:
+    """What to do where the weights of one of motet's own tokenizers are missing."""
+    if use in FITTED:
+        return f"correct it, or fit one: motet tokenizer fit {use} --samples FOLDER --out {shlex.quote(str(path))}"
+    return "correct it, or download the weights there"
 
 
 def absolute(settings: Mapping[str, Any], base: Path, modality: str | None = None) -> dict[str, Any]:

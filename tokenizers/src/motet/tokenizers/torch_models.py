@@ -116,9 +116,14 @@ def open_diffusers(kind: type[Model], path: str, subfolder: str = "") -> Model:
     if folder.is_dir():
         _check_config(folder, kind)
     elif Path(path).exists() or not HUB_ID.fullmatch(path):
-        raise UserError(f"{folder}: no such folder of weights; path must be a diffusers folder or a hub id owner/name")
+        raise UserError(
+            f"{folder}: no such folder of weights; path must be a diffusers folder (`motet tokenizer fit` makes one) or a hub id owner/name"
+        )
     else:
-        fetch(path, "config.json", subfolder)
+        try:
+            fetch(path, "config.json", subfolder)
+        except UserError as error:
+            raise UserError(f"{error}, or to one that `motet tokenizer fit` made") from None
     diffusers_log = logging.getLogger("diffusers")
     level = diffusers_log.level
     diffusers_log.setLevel(logging.ERROR)  # what it warns about is checked below

@@ -41,12 +41,16 @@ def generate(
     Examples: `motet generate run --text "a red apple" --to image --out apple.png`,
     `motet generate run --to text,image,speech --out story`, `motet generate run --prompts prompts.jsonl --out samples`
     """
+    from motet.core import places
     from motet.core.errors import UserError
 
     if (prompts is None) == (to is None):
         raise UserError("generate: give either --to with a prompt, or --prompts with a file")
     if prompts is not None and (text or image or speech):
         raise UserError("generate: --prompts holds the prompts; leave --text, --image and --speech out")
+
+    many = prompts is not None or "," in str(to) or to == "any"
+    (places.folder if many else places.file)(out)
 
     from motet.trainer.generate.generator import Sampling
     from motet.trainer.use.media.samples import (

@@ -22,9 +22,12 @@ def stats(
 
     Example: `motet stats tokens --html stats.html --sequence 1024`
     """
+    from motet.core import places
     from motet.pipeline.dataset.manifest import Manifest
     from motet.pipeline.dataset.statistics import statistics, table
 
+    if html is not None:
+        places.file(html, "--html")
     manifest = Manifest.load(dataset)
     found = statistics(manifest, tuple(sequence or (512, 2048, 4096)))
     if as_json:
@@ -49,10 +52,12 @@ def view(
 
     Example: `motet view tokens --count 40 --html view.html`, or `motet view tokens 3fa9c1`
     """
+    from motet.core import places
     from motet.pipeline.dataset import view as viewer
     from motet.pipeline.dataset.manifest import Manifest
     from motet.pipeline.dataset.tokenizers import dataset_tokenizers
 
+    places.file(html, "--html")
     manifest = Manifest.load(dataset)
     documents = viewer.pick(manifest, samples) if samples else viewer.spread(manifest, count)
     _write(html, viewer.page(manifest, documents, dataset_tokenizers(manifest)), False)

@@ -63,6 +63,8 @@ def _tables(counts: Counter[tuple[str, str]], shown: list[dict[str, Any]]) -> No
     from rich.markup import escape
     from rich.table import Table
 
+    from motet.pipeline.dataset.rejects import PASSING
+
     sums = Table(box=box.SIMPLE_HEAD, title=f"{counts.total():,} samples rejected")
     for head in ("source", "because", "samples"):
         sums.add_column(head, justify="right" if head == "samples" else "left")
@@ -70,6 +72,8 @@ def _tables(counts: Counter[tuple[str, str]], shown: list[dict[str, Any]]) -> No
         sums.add_row(source, reason, f"{n:,}")
     console = Console()
     console.print(sums)
+    if passing := sorted({reason for _, reason in counts} & PASSING):
+        console.print(f"{', '.join(passing)}: the same `motet tokenize` with --retry-rejects tries these again")
     if not shown:
         return
     some = Table(box=box.SIMPLE_HEAD)

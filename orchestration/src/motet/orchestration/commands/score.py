@@ -64,6 +64,10 @@ def sheet(
 
     Example: `motet sheet run --out sheet.png`
     """
+    from motet.core import places
+
+    places.file(out)
+
     from motet.trainer.generate.generator import Sampling
     from motet.trainer.use.media.sheet import write_sheet
     from motet.trainer.use.trained import Trained

@@ -39,6 +39,8 @@ def tokenize(
     `motet tokenize corpus.yaml --out s3://bucket/tokens --engine beam -- --runner=FlinkRunner`
     """
     from motet.core.configuration import load_config
+    from motet.pipeline.dataset.rejects import PASSING
+    from motet.pipeline.dataset.unknown import unknown_lines
     from motet.pipeline.job.config import TokenizeConfig
     from motet.pipeline.job.engines import EngineOptions
     from motet.pipeline.job.job import tokenize_corpus
@@ -73,10 +75,15 @@ def tokenize(
             f"{result.done} of {result.partitions} partitions done now, the others were there"
         )
         for reason, count in result.manifest.rejects().items():
-            typer.echo(f"  {reason}: {count:,}")
+            typer.echo(
+                f"  {reason}: {count:,}"
+                + " (the same command with --retry-rejects tries these again)" * (reason in PASSING)
+            )
         for source, rows in result.manifest.left_out.items():
             for row in rows:
                 typer.echo(f"  left out of {source}: {row}")
+    for line in unknown_lines(result.manifest):
+        typer.echo(f"motet: {line}: the text tokenizer has no bytes to fall back on", err=True)
     if result.too_many_rejects and result.broken_files:
         typer.echo(
             f"motet: files that break off: {result.broken_files:,} (lost-rest); nobody knows how much of them is lost, so no "

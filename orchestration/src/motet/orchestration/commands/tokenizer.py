@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,17 +77,19 @@ def fit(
     set_: Set = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
 ) -> None:
-    """Fit a tokenizer on your own data.
+    """Fit a tokenizer on your own data. The folder is written when all is done; an interrupted fit leaves it as it was.
 
     Example: `motet tokenizer fit bpe --samples books.jsonl --out bpe --set vocabulary=32000`
     """
     from motet.tokenizers.registry import find
 
+    _fitting(out)
     kind = find(name)
     progress = logging.getLogger("motet")  # a long fit says there how far it is
     progress.addHandler(logging.StreamHandler())
     progress.setLevel(logging.INFO)
-    measured = kind.fit(_raw(samples), out, _settings(set_))
+    with _whole(out) as new:
+        measured = kind.fit(_raw(samples), new, _settings(set_))
     if as_json:
         typer.echo(json.dumps(measured))
         return
@@ -114,6 +120,35 @@ def check(
         table.add_row("[green]ok[/]" if each.passed else "[red]FAILED[/]", each.name, each.detail)
     Console().print(table)
     return 0 if report.passed else 1
+
+
+def _fitting(out: Path) -> None:
+    """UserError if `out` cannot be written, or holds something that is no tokenizer."""
+    from motet.core import places
+    from motet.core.errors import UserError
+
+    places.folder(out)
+    held = {path.name for path in out.iterdir()} if out.exists() else set()
+    if held and not held & {"config.json", "tokenizer.json"}:
+        raise UserError(f"--out {out}: holds {min(held)}, but no tokenizer; choose an empty or a new folder")
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`; what is in it replaces what is in `out` if nothing goes wrong, and is gone otherwise."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        yield new
+        out.mkdir(exist_ok=True)
+        for file in sorted(
+            new.iterdir(), key=lambda file: file.name == "config.json"
+        ):  # that last: it says the rest is there
+            if (out / file.name).is_dir():
+                shutil.rmtree(out / file.name)
+            os.replace(file, out / file.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _settings(overrides: Sequence[str] | None) -> dict[str, Any]:

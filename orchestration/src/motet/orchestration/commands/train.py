@@ -19,6 +19,10 @@ def train(
 
     Example: `motet train train.yaml --out run --set optimizer.lr=0.002`
     """
+    from motet.core import places
+
+    places.folder(out)
+
     from motet.trainer.config import load
     from motet.trainer.run.launch import launch
     from motet.trainer.run.metrics import curves
@@ -114,7 +118,11 @@ def export(
 
     Example: `motet export run --out birds-1b --dtype bfloat16`
     """
+    from motet.core import places
     from motet.core.errors import UserError
+
+    places.folder(out)
+
     from motet.trainer.use.exported import DTYPES, export_llama
     from motet.trainer.use.exported import export as write
     from motet.trainer.use.trained import Trained

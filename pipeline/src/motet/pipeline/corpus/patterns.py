@@ -1,6 +1,8 @@
 """What a path of a corpus means: one file, or the many of a pattern, on disk or behind a URI.
 
 shards/{000..127}.tar, *.parquet, **/a?.jsonl --`listed`--> the folder they lie in, {name: size and version}
+
+A folder that is there under its own name, as `data [v2]`, is that folder; a pattern begins after it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from fnmatch import fnmatchcase
 from motet.pipeline.corpus.files import Info, entries, is_remote, join, listing, stat
 from motet.pipeline.corpus.tree import walk
 from motet.pipeline.remote import concealed, revealed
+
+PATTERN = re.compile(r"[*?\[{]")
+"""What makes a name a pattern."""
 
 
 def listed(path: str) -> tuple[str, dict[str, Info]]:
@@ -35,7 +40,8 @@ def listed(path: str) -> tuple[str, dict[str, Info]]:
 def fixed_part(path: str) -> str:
     """The folder that all files of a pattern lie in; of a plain path, the folder of the file."""
     parts = path.split("/")
-    patterned = [i for i, part in enumerate(parts) if re.search(r"[*?\[{]", part)]
+    begin = _literal(path).count("/")
+    patterned = [i for i, part in enumerate(parts) if i >= begin and PATTERN.search(part)]
     return "/".join(parts[: patterned[0]] if patterned else parts[:-1]) or "/"
 
 
@@ -43,7 +49,12 @@ def expand(path: str) -> list[str]:
     """The files that a pattern means: braces ({000..127}, {a,b}) in their order, then *, ?, [] and ** sorted."""
     if not is_remote(path) and os.path.exists(path):
         return [path]
-    found: list[str] = []
+    literal, found = _literal(path), list[str]()
+    if literal and PATTERN.search(literal):
+        for one in _braces(path[len(literal) :]):
+            some = glob.glob(glob.escape(literal) + one, recursive=True)
+            found += sorted(some) if re.search(r"[*?\[]", one) else [literal + one]
+        return found
     for one in _braces(revealed(path)):
         if not re.search(r"[*?\[]", one) or re.match(r"https?://", one):
             found.append(concealed(one))
@@ -52,6 +63,15 @@ def expand(path: str) -> list[str]:
         else:
             found += sorted(glob.glob(one, recursive=True))
     return found
+
+
+def _literal(path: str) -> str:
+    """The beginning of a local path that is a folder by its own name, with its last slash."""
+    end = 0
+    if not is_remote(path):
+        while (slash := path.find("/", end)) >= 0 and os.path.isdir(path[: slash + 1]):
+            end = slash + 1
+    return path[:end]
 
 
 def _matching(pattern: str) -> list[str]:
@@ -74,7 +94,8 @@ def _matching(pattern: str) -> list[str]:
             join(folder, name)
             for folder in folders
             for name, info in entries(folder).items()
-            if info["type"] == wanted and fnmatchcase(name, part) and (name[0] != "." or part[0] == ".")
+            if info["type"] == wanted
+            and (name == part or (fnmatchcase(name, part) and (name[0] != "." or part[0] == ".")))
         ]
     return folders
 

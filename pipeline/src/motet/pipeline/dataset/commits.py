@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from motet.core import places
 from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.pipeline.dataset import rejects
@@ -26,7 +27,7 @@ from motet.pipeline.dataset.left_out import LeftOut
 from motet.pipeline.dataset.manifest import Manifest, ShardEntry
 from motet.pipeline.dataset.rejects import Reject
 from motet.pipeline.dataset.seal import seal, unseal
-from motet.pipeline.dataset.store import Found, Store
+from motet.pipeline.dataset.store import Folder, Found, Store
 from motet.pipeline.dataset.totals import Totals
 
 CONFIG = "tokenize.yaml"
@@ -49,8 +50,8 @@ class Output:
         UserError if it holds something else, cannot be written, or another job writes to it.
         """
         with ExitStack() as stack:
+            self.check(sources)
             try:
-                self._refuse_foreign(set(sources))
                 stack.enter_context(self.store.claimed())
                 self.store.write(CONFIG, config_text.encode("utf-8", "backslashreplace"))
             except OSError as error:
@@ -58,6 +59,15 @@ class Output:
                     f"--out {self.store}: cannot be written: {error.strerror or error}; choose another"
                 ) from None
             yield
+
+    def check(self, sources: Iterable[str]) -> None:
+        """UserError if the place holds something else, or a folder cannot be written; nothing is written yet."""
+        if isinstance(self.store, Folder):
+            places.folder(self.store.path)
+        try:
+            self._refuse_foreign(set(sources))
+        except OSError as error:
+            raise UserError(f"--out {self.store}: cannot be read: {error.strerror or error}; choose another") from None
 
     def missing(self, names: Iterable[str]) -> set[str]:
         """Those of these commits that are not there, or whose shard or rejects are not there any more."""

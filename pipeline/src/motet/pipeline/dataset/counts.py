@@ -32,6 +32,7 @@ class Counts:
     def __init__(self, codebooks: Mapping[str, Sequence[int]]):
         self._sizes = {m: tuple(sizes) for m, sizes in codebooks.items() if sizes}
         self._languages: dict[str, list[int]] = {}
+        self._unknown: dict[str, list[int]] = {}
         self._sketch = Sketch()
         self._longest: list[tuple[int, bytes]] = []
         self._books: dict[str, list[np.ndarray]] = {}
@@ -57,6 +58,10 @@ class Counts:
                 n = len(span.latents)  # type: ignore[arg-type]
             self._spans_of[modality].append(n)
             length += n
+            if span.characters:
+                unknown = self._unknown.setdefault(modality, [0, 0])
+                unknown[0] += span.unknown
+                unknown[1] += span.characters
         self._lengths_of.append(length)
         self._samples_of.append(document.sample_id)
         if document.language:
@@ -113,6 +118,11 @@ class Counts:
     def languages(self) -> dict[str, tuple[int, int]]:
         """(documents, tokens) of those whose source tells their language."""
         return {code: (n, tokens) for code, (n, tokens) in sorted(self._languages.items())}
+
+    @property
+    def unknown(self) -> dict[str, tuple[int, int]]:
+        """(characters without a token, characters) by modality, where a vocabulary may lack some."""
+        return {modality: (n, of) for modality, (n, of) in sorted(self._unknown.items())}
 
     def told(self) -> dict[str, Any]:
         """What the manifest's entry of the shard says of it, and a second count can say again: fields of `ShardEntry`."""

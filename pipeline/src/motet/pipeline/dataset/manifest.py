@@ -33,6 +33,8 @@ FORMAT_VERSION = 1
 NAME = "manifest.json"
 SHARD = r"shards/[^/\x00]*[^./\x00][^/\x00]*"
 """What a shard's name looks like: right in `shards`, wherever else a name could lead."""
+ADDED = {"unknown"}
+"""Fields of a shard's entry that came after format 1 was first written: they are left out where they are empty."""
 COMMITS = "commits.json"
 """Names the commits that a manifest was made of, which differ from machine to machine, and has the manifest's hash."""
 
@@ -65,6 +67,7 @@ class ShardEntry:
         rejects: how many samples were rejected, by reason.
         inputs: path as configured, size in bytes and content hash of every file that was read.
         languages: (documents, tokens) by language, of those whose source tells it.
+        unknown: (characters without a token, characters) by modality, where a vocabulary may lack some; left out where none may.
         commit: file name of the partition's commit, which has the exact histograms too; not part of the file.
     """
 
@@ -85,6 +88,7 @@ class ShardEntry:
     sketch: str = ""
     repeated: dict[str, int] = field(default_factory=dict)
     longest: tuple[tuple[int, str], ...] = ()
+    unknown: dict[str, tuple[int, int]] = field(default_factory=dict)
     commit: str = ""
 
     @property
@@ -94,7 +98,7 @@ class ShardEntry:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` reads it back."""
-        return {name: value for name, value in vars(self).items() if name != "commit"}
+        return {name: value for name, value in vars(self).items() if name != "commit" and (value or name not in ADDED)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShardEntry:
@@ -104,6 +108,8 @@ class ShardEntry:
         entry = {**data, "longest": tuple(map(tuple, data["longest"]))}
         for name in ("batch_hashes", "batch_rows", "batch_offsets", "inputs"):
             entry[name] = tuple(data[name])
+        for name in ADDED & data.keys():
+            entry[name] = {modality: tuple(both) for modality, both in data[name].items()}
         if data["languages"]:
             entry["languages"] = {code: tuple(both) for code, both in data["languages"].items()}
         return cls(**entry)

@@ -32,6 +32,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+PASSING = frozenset({"unreadable-file", "missing-file", "decoder-crashed", "decoder-timeout"})
+"""Reasons that may not hold the next time: what was out of reach or too much for the machine then."""
+
 
 @dataclass(frozen=True)
 class Reject:

@@ -25,6 +25,7 @@ from rich.table import Table
 from motet.pipeline.dataset.left_out import LeftOut
 from motet.pipeline.dataset.manifest import Manifest
 from motet.pipeline.dataset.sketch import Duplicates, duplicates
+from motet.pipeline.dataset.unknown import unknown_line
 
 LONGEST = 3
 """Outliers told of each source."""
@@ -75,7 +76,8 @@ class Statistics:
 
     Attributes:
         documents, tokens, spans, bytes: totals; tokens and spans by modality.
-        sources: for each source its documents, rejected samples, tokens and spans by modality.
+        sources: for each source its documents, rejected samples, tokens and spans by modality; `unknown` and `characters` of
+            its texts, if their vocabulary may lack some characters.
         tokenizers: spec of each modality.
         lengths: documents by number of tokens. span_lengths: spans likewise, by modality.
         codebooks: use of every codebook.
@@ -132,6 +134,9 @@ def statistics(manifest: Manifest, sequences: tuple[int, ...] = (512, 2048, 4096
         for sums, counts in ((source["tokens"], entry.tokens), (source["spans"], entry.spans)):
             for modality, count in counts.items():
                 sums[modality] += count
+        for unknown, characters in entry.unknown.values():
+            source["unknown"] = source.get("unknown", 0) + unknown
+            source["characters"] = source.get("characters", 0) + characters
         for reason, count in entry.rejects.items():
             source["rejected"] += count
             rejects.setdefault(reason, Counter())[entry.source] += count
@@ -270,6 +275,9 @@ def table(stats: Statistics) -> Group:
         parts.append(bad)
     if stats.left_out:
         parts.append(_left_out(stats))
+    parts += [
+        unknown_line(name, s["unknown"], s["characters"]) for name, s in stats.sources.items() if s.get("unknown")
+    ]
     if stats.languages:
         parts.append(_languages(stats))
     parts.append(_outliers(stats))

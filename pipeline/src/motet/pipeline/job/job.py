@@ -33,6 +33,7 @@ from motet.pipeline.job.partitions import partitions
 from motet.pipeline.job.task import Task
 from motet.pipeline.job.work import Work, described
 from motet.tokenizers.contract import TokenizerSpec
+from motet.tokenizers.registry import present
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,12 @@ def tokenize_corpus(
 
     Raises UserError for a wrong configuration before anything is written, and AllRejected once nothing of a source comes through.
     """
-    run = engine_of(engine)
     store = store_of(out)
+    output = Output(store, config.keep_rejected)
+    output.check(entry.name for entry in config.corpus)
+    for modality, tokenizer in config.tokenizers.items():
+        present(tokenizer, base, modality)
+    run = engine_of(engine)
     rests = {entry.name: Rest() for entry in config.corpus}
     plan = partitions(config, base, rests)
     unread = {name: rest.rows for name, rest in rests.items() if rest.rows}
@@ -98,7 +103,6 @@ def tokenize_corpus(
     )
     if isinstance(store, Folder):
         _apart(store.path, complete)
-    output = Output(store, config.keep_rejected)
     entry_names = tuple(entry.name for entry in config.corpus)
     headers = {entry.name: _header(entry, specs) for entry in config.corpus}
     tasks = [Task(p, headers[p.entry.name], p.key(headers[p.entry.name].settings_hash)) for p in plan]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from motet.core.errors import UserError
 from motet.pipeline.corpus import files, local, sources
-from motet.pipeline.corpus.patterns import expand
+from motet.pipeline.corpus.patterns import PATTERN, expand, fixed_part
 from motet.pipeline.corpus.sources.sample import Partition
 from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.job.config import TokenizeConfig
@@ -58,9 +58,20 @@ def partitions(config: TokenizeConfig, base: Path, rests: Mapping[str, Rest] | N
         except ValueError as error:
             raise UserError(f"{where}: path: {entry.path!r} cannot be a path: {error}") from None
         if not cuts:
-            raise UserError(f"{where}: path: {path} holds nothing to tokenize; correct it or remove the entry")
+            raise UserError(f"{where}: path: {path} {_nothing(path)}")
         found += [Partition(entry=entry, index=i, secrets=_secrets(cut), **vars(cut)) for i, cut in enumerate(cuts)]
     return found
+
+
+def _nothing(path: str) -> str:
+    """Why there is nothing to tokenize, and what may be done."""
+    if not PATTERN.search(path) or os.path.exists(path):
+        return "holds nothing to tokenize; correct it or remove the entry"
+    folder = fixed_part(path)
+    if not files.is_remote(path) and not os.path.isdir(folder):
+        return f"matches no file: there is no folder {folder}; paths are relative to the configuration file"
+    brackets = "; [ab] means a or b, and [[] a bracket itself" * ("[" in path)
+    return f"matches no file below {folder}{brackets}; correct it or remove the entry"
 
 
 def _secrets(cut: sources.Cut) -> dict[str, str]:

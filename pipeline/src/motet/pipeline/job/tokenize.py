@@ -107,6 +107,7 @@ def tokenize(
         batch_offsets=summary.batch_offsets,
         **counts.told(),
         languages=counts.languages,
+        unknown=counts.unknown,
         rejects=dict(sorted(Counter(r.reason for r in rejects).items())),
         inputs=tuple({"path": p, "size": size, "hash": h} for p, (size, h) in sorted(inputs.items())),
     )

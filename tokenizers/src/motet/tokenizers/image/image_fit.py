@@ -26,6 +26,7 @@ from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.tokenizers import media
 from motet.tokenizers.contract import BadSample
+from motet.tokenizers.fitted import counted, left
 from motet.tokenizers.image.pictures import square, to_pixels
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def is_heldout(data: bytes, share: float) -> bool:
 def gather(samples: Sequence[bytes], fit: PictureFit) -> Pictures:
     """Decode all files, in the order of their hashes, copies once; bad ones are counted and left out."""
     train, larger, heldout, rejected = [], [], [], 0
-    for data in sorted(set(samples), key=content_hash):
+    for data in counted(sorted(set(samples), key=content_hash), "pictures read"):
         try:
             image = media.load_image(data)
         except BadSample as bad:
@@ -149,9 +150,10 @@ def train(
         optimizer.step()
         losses.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == fit.steps:
-            rate = (step + 1) * fit.batch / (time.monotonic() - started)
+            seconds = (time.monotonic() - started) / (step + 1)
             recent = sum(losses[-50:]) / len(losses[-50:])
-            log.info("step %d of %d: loss %.5f, %.0f pictures/s", step + 1, fit.steps, recent, rate)
+            told = (step + 1, fit.steps, recent, fit.batch / seconds, left(seconds * (fit.steps - step - 1)))
+            log.info("step %d of %d: loss %.5f, %.0f pictures/s, %s", *told)
     return losses
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from motet.core.configuration import Settings
 from motet.core.errors import UserError
 from motet.tokenizers.contract import BadSample, Waveform
+from motet.tokenizers.fitted import counted
 from motet.tokenizers.media import load_speech, resample
 
 FLOOR = 1e-5  # of mel amplitude: about 16-bit silence
@@ -124,7 +125,7 @@ class LogMel:
 def frames_of_files(files: Sequence[bytes], mel: LogMel, where: str) -> tuple[list[torch.Tensor], int]:
     """Log-mel frames of raw sound files, and how many files were no sound and were skipped; UserError if all were."""
     frames, skipped = [], 0
-    for data in files:
+    for data in counted(files, "sounds read"):
         try:
             frames.append(mel.frames(load_speech(data)))
         except BadSample:

@@ -7,6 +7,7 @@ Fitted in seconds on one's own speech. Shapes: T frames, M mel bands, K codebook
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from pydantic import Field
 from motet.core.configuration import validate
 from motet.core.hashing import content_hash
 from motet.tokenizers.contract import TokenizerSpec, Tokens
-from motet.tokenizers.fitted import load_fitted, save_fitted
+from motet.tokenizers.fitted import left, load_fitted, save_fitted
 from motet.tokenizers.media import LOADING
 from motet.tokenizers.speech.kmeans import assign, kmeans, perplexity
 from motet.tokenizers.speech.mel import LogMel, MelConfig, frames_of_files
 from motet.tokenizers.speech.mel_tokenizer import MelTokenizer
 from motet.tokenizers.torch_models import running
+
+log = logging.getLogger(__name__)
 
 
 class MelRVQ(MelTokenizer):
@@ -81,13 +84,15 @@ class MelRVQ(MelTokenizer):
             all_TM = torch.cat(frames)
             generator = torch.Generator().manual_seed(options.seed)
             residual_TM = all_TM[torch.randperm(len(all_TM), generator=generator)[: options.max_frames]]
-            books, use = [], []
+            books, use, begun = [], [], time.perf_counter()
             for k in range(options.codebooks):
                 book_SM = kmeans(residual_TM, options.size, options.seed + k)
                 codes_T, _ = assign(residual_TM, book_SM)
                 residual_TM = residual_TM - book_SM[codes_T]
                 books.append(book_SM)
                 use.append(round(perplexity(codes_T, options.size), 1))
+                seconds = (time.perf_counter() - begun) / (k + 1) * (options.codebooks - k - 1)
+                log.info("codebook %d of %d, %s", k + 1, options.codebooks, left(seconds))
         save_fitted(out, "melrvq", config, {"codebooks": torch.stack(books)})
         return {
             "seconds_of_speech": round(len(all_TM) / config.frame_rate, 1),

@@ -11,10 +11,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -25,8 +27,10 @@ from motet.core.hashing import content_hash
 from motet.tokenizers import contract
 from motet.tokenizers.contract import BadSample, Tokenizer, TokenizerSpec, Tokens
 from motet.tokenizers.media import load_text
+from motet.tokenizers.text.lossy import Lossy
 from motet.tokenizers.text.ranks import BYTE_OF, PATTERNS, Ranks, ranks_of, token_bytes, too_blank
 
+log = logging.getLogger(__name__)
 ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens", "decoder")  # of a tokenizer.json
 
 
@@ -47,10 +51,13 @@ class BPE(Tokenizer):
             path: a folder with `tokenizer.json`, that file itself, or a file of tiktoken ranks.
             pattern: only for tiktoken ranks, which do not carry it: how text is cut before merging; `gpt2`, `cl100k`,
                 `qwen2`, `o200k`, or a regular expression.
+            max_unknown: share of a text's characters that may have no token, for a `tokenizer.json` that cannot say every text;
+                with more the text is rejected, below that they are counted in the statistics.
         """
 
         path: Path
         pattern: str | None = None
+        max_unknown: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     class Fit(contract.Settings):
         """Options of `fit`.
@@ -72,7 +79,7 @@ class BPE(Tokenizer):
         except OSError as error:
             raise UserError(f"bpe: path: {path} cannot be read: {error.strerror}") from None
         if data.lstrip()[:1] == b"{":
-            self._read_json(data, path)
+            self._read_json(data, path, settings.max_unknown)
         else:
             self._read_ranks(data, path, settings.pattern)
         self.spec = TokenizerSpec(
@@ -87,7 +94,9 @@ class BPE(Tokenizer):
         return text
 
     def encode(self, samples: Sequence[str]) -> list[Tokens]:
-        """Ids of each text, shape `(n,)`."""
+        """Ids of each text, shape `(n,)`; BadSample `unknown-characters` where the vocabulary lacks too many of it."""
+        if self._counted is not None:
+            return [self._counted(sample) for sample in samples]
         ids = [self._encode(sample) for sample in samples]
         return [Tokens((len(each),), each) for each in ids]
 
@@ -131,7 +140,7 @@ class BPE(Tokenizer):
             vocab_size=options.vocabulary,
             min_frequency=options.minimum_frequency,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            show_progress=log.isEnabledFor(logging.INFO) and sys.stderr.isatty(),
         )
         model.train_from_iterator(texts, trainer, length=len(texts))
         seconds = time.perf_counter() - start
@@ -148,7 +157,7 @@ class BPE(Tokenizer):
             "seconds": round(seconds, 2),
         }
 
-    def _read_json(self, data: bytes, path: Path) -> None:
+    def _read_json(self, data: bytes, path: Path, max_unknown: float) -> None:
         """Take a `tokenizer.json`: through tiktoken if proven the same, else through `tokenizers`."""
         from tokenizers import Tokenizer as HuggingFace
 
@@ -175,6 +184,9 @@ class BPE(Tokenizer):
         self._slow = slow
         self._decode = self._join if byte_level else lambda ids: model.decode(ids, skip_special_tokens=False)
         ranks = ranks_of(content)
+        if isinstance(ranks, str) and (lossy := Lossy.of(model, content, max_unknown)):
+            self._counted = lossy.encode
+            self._hash = content_hash(self._hash, {"max_unknown": max_unknown})
         sought = [token for token in content.get("added_tokens") or [] if not token["special"]]
         normalizer = content.get("normalizer")
         if isinstance(ranks, str):
@@ -216,6 +228,7 @@ class BPE(Tokenizer):
 
     _encode: Callable[[str], np.ndarray]
     _decode: Callable[[list[int]], str]
+    _counted: Callable[[str], Tokens] | None = None  # with what has no token; None where every text has tokens
     _slow: Callable[[str], np.ndarray] | None = None  # through `tokenizers`; None where there are only ranks
 
     def _join(self, ids: list[int]) -> str:

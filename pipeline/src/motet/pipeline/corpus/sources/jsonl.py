@@ -28,10 +28,12 @@ from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Digest, Note, Ra
 from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import LOST_REST, Reject
 from motet.tokenizers.contract import BadSample
+from motet.tokenizers.media import utf16
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
 
+ARRAY = "a JSON array; write one object a line, as jq -c '.[]' does"
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 MOST_SHAPES = 256
 """Sets of fields that are remembered while the lines of a partition are counted."""
@@ -184,7 +186,8 @@ def row(line: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         value = _other(line)
     if not isinstance(value, dict):
-        raise BadSample("not-an-object", f"a {type(value).__name__} where an object was expected")
+        cure = f"; {ARRAY}" if isinstance(value, list) else ""
+        raise BadSample("not-an-object", f"a {type(value).__name__} where an object was expected{cure}")
     return value
 
 
@@ -193,9 +196,21 @@ def _other(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a byte-order mark
     except UnicodeDecodeError as error:
-        raise BadSample("invalid-utf8", str(error)) from None
+        raise BadSample("invalid-utf8", utf16(line) or str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise BadSample("not-json", str(error)) from None
+        raise BadSample("not-json", utf16(line) or _array(line) or str(error)) from None
+
+
+def _array(line: bytes) -> str:
+    """That a line is one of a JSON value over several, and what to do about it; empty if it does not look so."""
+    line = line.strip()
+    if (
+        line == b"["
+        or (line.endswith(b",") and line.startswith((b"{", b"[{")))
+        or (line[:2] == b"[{" and line[-1:] == b"}")
+    ):
+        return f"a line of {ARRAY}"
+    return "a JSON object over several lines; write it on one, as jq -c does" if line == b"{" else ""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
         for column in wanted:
             if column not in schema.names:
                 raise UserError(f"{where}: columns: {path} has no column '{column}': {_proposal(entry)}")
+            if schema.names.count(column) > 1:
+                raise UserError(
+                    f"{where}: columns: {path} has {schema.names.count(column)} columns '{column}', and nothing tells which is "
+                    "meant; write the file anew with names of their own"
+                )
         _left_out(metadata, set(wanted), own[0], rest)
         for first, last, size in _cuts(metadata, wanted, entry, config, f"{where}: path: {path}"):
             yield Cut(root=root, span=(path, first, last), versions=(own,), size=size)

@@ -9,10 +9,12 @@ Cutting seeks to where partitions begin and reads a line's end there, not the fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
+from motet.core.errors import UserError
 from motet.pipeline.corpus import files, tree
 from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
@@ -22,6 +24,7 @@ from motet.pipeline.corpus.sources.sample import MAX_FILE, Cut, Note, RawSample,
 from motet.pipeline.dataset.left_out import Rest
 from motet.pipeline.dataset.rejects import Reject
 from motet.tokenizers.contract import BadSample
+from motet.tokenizers.media import utf16
 
 if TYPE_CHECKING:
     from motet.pipeline.corpus.sources.sample import Partition
@@ -30,6 +33,8 @@ WHOLE = (".txt", ".text", ".md", ".markdown")
 LINES = (".jsonl", ".ndjson", ".json")
 USES = ("column", "language", "root")
 INSTEAD = {"columns": "name the one field that is the document as `column`"}
+
+ARCHIVE = r"\.(tar(\.\w+)?|tgz|tbz2|txz|zip|7z|rar)$"
 
 
 def needed(entry: Entry, where: str) -> list[str]:
@@ -55,6 +60,10 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
                 rest.add("file", files.ending_of(name), files.printable(name), why, cure, size=info.size)
     else:
         root, infos = listed(entry.path)
+        if archive := next((name for name in infos if re.search(ARCHIVE, name, re.I)), None):
+            raise UserError(
+                f"{where}: path: {files.join(root, archive)} is an archive, not text; unpack it, or read a .tar with format webdataset"
+            )
     versions = [(name, (files.printable(name), info.size, info.version)) for name, info in infos.items()]
     for whole, group in groupby(versions, key=lambda found: _is_whole(root, *found)):
         if whole:
@@ -124,8 +133,14 @@ def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | R
 
 
 def _whole(data: bytes, name: str) -> bytes:
-    if not jsonl.compression(name):
-        return data
+    if jsonl.compression(name):
+        data = _decompressed(data, name)
+    if told := utf16(data):
+        raise BadSample("invalid-utf8", told)
+    return data
+
+
+def _decompressed(data: bytes, name: str) -> bytes:
     blocks, size = [], 0
     for block in jsonl.decompressed([data], name):
         blocks.append(block)

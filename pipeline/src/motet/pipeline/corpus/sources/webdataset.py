@@ -66,6 +66,11 @@ USES = ("column", "columns", "language")
 INSTEAD = {"modality": "`columns` says the modality of each extension", "root": "members lie in the tar"}
 
 
+COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zstd", ".lz4")
+MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+"""How files begin that are called .tar and are none."""
+
+
 def needed(entry: Entry, where: str) -> list[str]:
     """See sources."""
     return sorted(set((entry.columns or {}).values()))
@@ -82,6 +87,11 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.tar")
     root, infos = listed(entry.path)
     for name, info in infos.items():
+        if name.lower().endswith(COMPRESSED):
+            raise UserError(
+                f"{where}: path: {files.join(root, name)} is compressed, and cannot be read from the middle; unpack it to .tar, as "
+                "by gunzip, bunzip2, unxz or unzstd (what is in it is compressed already, or becomes small as tokens)"
+            )
         own = (files.printable(name), info.size, info.version)
         yield Cut(root=root, span=(files.join(root, name), 0, info.size), versions=(own,), size=info.size)
 
@@ -109,7 +119,11 @@ def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | R
                 members[extension] = digest.update(data) if isinstance(data, bytes) else data
             broken = None
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-            broken = BadSample(LOST_REST, f"broken-tar: {error or type(error).__name__}; nobody knows how much follows")
+            file.seek(0)
+            head = file.read(8)
+            other = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "")
+            told = f"a {other} file, no tar; unpack it first" if other else error or type(error).__name__
+            broken = BadSample(LOST_REST, f"broken-tar: {told}; nobody knows how much follows")
     if members:
         yield _sample(f"{name}/{key}", members, entry, fields)
     fields.close()
