@@ -41,7 +41,7 @@ def learnt(out: Path) -> list[dict]:
 
 
 def tensors(out: Path) -> list[bytes]:
-    return [(latest(out) / name).read_bytes() for name in (MODEL, OPTIMIZER)]
+    return [file.read_bytes() for name in (MODEL, OPTIMIZER) for file in sorted((latest(out) / name).iterdir())]
 
 
 def ray_workers() -> list[int]:

@@ -32,7 +32,7 @@ def learnt(out: Path) -> list[dict]:
 
 
 def tensors(out: Path) -> list[bytes]:
-    return [(latest(out) / name).read_bytes() for name in (MODEL, OPTIMIZER)]
+    return [file.read_bytes() for name in (MODEL, OPTIMIZER) for file in sorted((latest(out) / name).iterdir())]
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(undisturbed, tm
     config, whole = undisturbed
     shutil.copytree(whole, tmp_path / "run")
     newest = latest(tmp_path / "run")
-    path = newest / OPTIMIZER
+    path = newest / OPTIMIZER / "00000.safetensors"
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)

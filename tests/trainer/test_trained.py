@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from motet.core.errors import UserError
 from motet.core.hashing import content_hash
@@ -17,7 +18,8 @@ from motet.pipeline.job.job import tokenize_corpus
 from motet.tokenizers.registry import find
 from motet.trainer.config import TrainConfig
 from motet.trainer.generate.generator import Sampling
-from motet.trainer.run import checkpoint
+from motet.trainer.run import checkpoint, optimizer
+from motet.trainer.run.state import Run
 from motet.trainer.run.train import train
 from motet.trainer.use.evaluate import EVALUATION, evaluate
 from motet.trainer.use.exported import export
@@ -126,22 +128,52 @@ def test_a_checkpoint_that_was_copied_is_evaluated_and_written_of_where_it_lies(
     assert (run / EVALUATION).exists()
 
 
-def test_a_checkpoint_of_the_first_format_finds_its_tokenizers_beside_its_data(run, tmp_path):
+def rewritten(saved: Path, state: dict) -> None:
+    (saved / checkpoint.STATE).write_text(json.dumps({**state, "hash": content_hash(state)}))
+
+
+@pytest.fixture
+def old(run, tmp_path) -> tuple[Path, dict]:
+    """(a run as an older motet left it: one file of weights, one of moments; its checkpoint's state, of version 2)."""
     old = Path(shutil.copytree(run, tmp_path / "old"))
     saved = checkpoint.latest(old)
     state = json.loads((saved / checkpoint.STATE).read_bytes())
-    del state["hash"], state["tokenizers"], state["version"]
-    (saved / checkpoint.STATE).write_text(json.dumps({**state, "hash": content_hash(state)}))
-    settings = Trained.open(old).settings
+    del state["hash"]
+    state["version"], files = 2, state.pop("files")
+    state["files"] = {file.replace("/00000", ""): value for file, value in files.items()}
+    for file in files:
+        name = file.partition("/")[0]
+        save_file(load_file(saved / file), saved / f"{name}.safetensors")
+        state["files"][f"{name}.safetensors"] = checkpoint.settled(saved / f"{name}.safetensors")
+        shutil.rmtree(saved / name)
+    rewritten(saved, state)
+    return old, state
+
+
+def test_a_checkpoint_of_an_older_format_is_read_and_gone_on_from(run, old):
+    path, _ = old
+    weights = Trained.open(run).model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in Trained.open(path).model.state_dict().items())
+    config = Trained.open(path).of_run().config
+    runs = [Run.open(config, each) for each in (run, path)]
+    now, then = (optimizer.state(each.model, each.optimizer) for each in runs)
+    assert now.keys() == then.keys() and all(torch.equal(now[name], then[name]) for name in now)
+    assert [each.step for each in runs] == [4, 4] and any(value.any() for value in now.values())
+
+
+def test_a_checkpoint_of_the_first_format_finds_its_tokenizers_beside_its_data(run, old):
+    path, state = old
+    del state["tokenizers"], state["version"]
+    rewritten(checkpoint.latest(path), state)
+    settings = Trained.open(path).settings
     assert (
         settings
         == Trained.open(run).settings
         == yaml.safe_load((run.parent / "tokens/tokenize.yaml").read_text())["tokenizers"]
     )
-    state["version"] = 3
-    (saved / checkpoint.STATE).write_text(json.dumps({**state, "hash": content_hash(state)}))
-    with pytest.raises(UserError, match="checkpoint format 3; this motet reads 1 and 2"):
-        Trained.open(old)
+    rewritten(checkpoint.latest(path), {**state, "version": 4})
+    with pytest.raises(UserError, match="checkpoint format 4; this motet reads 1 to 3"):
+        Trained.open(path)
 
 
 def test_it_opens_in_another_type(run):

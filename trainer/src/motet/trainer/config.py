@@ -251,9 +251,13 @@ class TrainConfig(Settings):
             bits, so a run resumes with the number it began with.
         precision: of matrix products; weights and their sums are float32 either way. `float8` is for the layers' products on
             GPUs that have it (Ada, Hopper and later); the heads' are then bfloat16.
+        sharding: what several workers share: `none`: each has all weights and moments; `shard`: each has its share of them
+            (FSDP); `hybrid`: shares among `shards` workers, the same in every such group (HSDP).
+        shards: workers that share one copy of the weights under `hybrid`; None = those on one machine.
         recompute: what the backward pass computes again instead of keeping it: nothing, each layer's feed-forward, or whole
             layers. Less memory, more arithmetic, the same results.
         checkpoint_every: steps between checkpoints; one is always written at the end.
+        failed_saves: checkpoints in a row that may fail to be written (a full disk) before the run stops.
         keep: how many of the latest checkpoints stay.
         evaluate_every: steps between looks at held-out data; 0 = never.
         evaluate_rows: packed rows of held-out data at each look.
@@ -272,8 +276,11 @@ class TrainConfig(Settings):
     seed: int = 0
     threads: Count | None = None
     precision: Literal["float32", "bfloat16", "float8"] = "float32"
+    sharding: Literal["none", "shard", "hybrid"] = "none"
+    shards: Count | None = None
     recompute: Literal["none", "ffn", "layer"] = "none"
     checkpoint_every: Count = 100
+    failed_saves: Annotated[int, Field(ge=0)] = 2
     keep: Count = 2
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     evaluate_rows: Count = 16
@@ -297,7 +304,18 @@ class TrainConfig(Settings):
 
 
 MAY_CHANGE = {
-    *("checkpoint_every", "keep", "evaluate_every", "evaluate_rows", "launcher", "workers", "micro_rows", "recompute"),
+    *(
+        "checkpoint_every",
+        "failed_saves",
+        "keep",
+        "evaluate_every",
+        "evaluate_rows",
+        "launcher",
+        "workers",
+        "micro_rows",
+        "recompute",
+    ),
+    *("sharding", "shards"),
     *("data.paths", "data.edits", "data.max_lost", "data.cache", "data.cache_gigabytes"),
 }
 """Fields that a run may be continued with other values of: none of them changes what the steps before learned.

@@ -17,7 +17,7 @@ their routers, V vocabulary, N latent patches, L width of one latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -135,10 +135,12 @@ class MoT(nn.Module):
         towers: the towers' names in the order in which batches group their rows; text's tower is the first.
         vocabulary: number of ids, all modalities together.
         latent_dim: width of one latent patch, 0 if the data has no continuous modality.
-        seed: initial weights are a pure function of it.
+        seed: initial weights are a pure function of it; None = they are left as memory is (on the meta device there is none).
     """
 
-    def __init__(self, config: ModelConfig, towers: Sequence[str], vocabulary: int, latent_dim: int = 0, seed: int = 0):
+    def __init__(
+        self, config: ModelConfig, towers: Sequence[str], vocabulary: int, latent_dim: int = 0, seed: int | None = 0
+    ):
         super().__init__()
         _check(config, towers)
         self.config, self.towers = config, tuple(towers)
@@ -150,7 +152,9 @@ class MoT(nn.Module):
         self.norm = _weight(own(config, towers, "norms"), D)
         self.head = nn.Linear(D, vocabulary, bias=False)
         self.patches = patches_of(D, latent_dim, config.unet)
-        self.reset(seed)
+        if seed is not None:
+            for weight, value in self.initial(seed):
+                weight.data.copy_(value)
 
     def use_float8(self) -> None:
         """Multiply in eight bits in all layers from now on: see `float8`."""
@@ -158,9 +162,8 @@ class MoT(nn.Module):
             assert isinstance(block, Block)
             block.linear = float8_linear
 
-    @torch.no_grad()
-    def reset(self, seed: int) -> None:
-        """Initial weights, a pure function of the seed.
+    def initial(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """(weight, its initial value as a whole, on the CPU), one after the other; a pure function of the seed.
 
         Matrices are normal with variance 1/fan_in, so that every width starts alike; with norms before the sub-layer,
         what writes to the residual stream is scaled by 1/sqrt(2 * layers). With norms after it, the norm decides how
@@ -173,17 +176,18 @@ class MoT(nn.Module):
         for name, weight in self.named_parameters():
             kind = name.removesuffix(".weight").rpartition(".")[2]
             if weight.dim() == 1:
-                weight.fill_(float("norm" in kind and name.endswith("weight")))
+                yield weight, torch.full(weight.shape, float("norm" in kind and name.endswith("weight")))
             elif kind.endswith("norm"):
-                weight.fill_(depth if after and kind in ("attention_norm", "ffn_norm") else 1.0)
+                gain = depth if after and kind in ("attention_norm", "ffn_norm") else 1.0
+                yield weight, torch.full(weight.shape, gain)
             else:
-                inputs = weight[0].numel() if weight.dim() == 4 else weight.shape[-1]
+                inputs = weight.shape[1:].numel() if weight.dim() == 4 else weight.shape[-1]
                 std = 1.0 if kind == "embedding" else inputs**-0.5
                 if kind in ("out", "down") and not after:
                     std *= depth
                 if kind in ("head", "latent_out"):
                     std *= 0.1
-                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+                yield weight, torch.randn(weight.shape, generator=generator) * std
 
     def forward(self, batch: GroupedBatch, patch_ND: Tensor | None = None, balance: float = 0.0) -> Tensor:
         """hidden_TD in grouped order, after the last norm.

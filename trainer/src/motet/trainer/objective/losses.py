@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from motet.trainer.data.batch import DIFFUSION
 from motet.trainer.objective.cross_entropy import label_ranks, linear_cross_entropy
@@ -27,6 +27,7 @@ from motet.trainer.objective.diffusion import process
 if TYPE_CHECKING:
     from motet.trainer.config import ObjectiveConfig
     from motet.trainer.data.batch import GroupedBatch
+    from motet.trainer.model.mot import MoT
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Losses:
 
 
 def losses(
-    model: nn.Module,
+    model: MoT,
     batch: GroupedBatch,
     config: ObjectiveConfig,
     counts: Mapping[str, int],
@@ -64,13 +65,12 @@ def losses(
     batch. A modality's labels weigh `config.weights` (default 1) each; the text loss is their mean over all labels.
     With `ranges`, [begin, end) of the codebooks' ids, each label is ranked within its own.
     """
-    bare: Any = getattr(model, "module", model)  # a parallel wrapper's hooks run in forward; heads are the model's own
-    diffuse = config.kind == "transfusion" and bare.patches is not None
+    patches = model.patches if config.kind == "transfusion" else None
     patch_ND = passage = None
-    if diffuse:
+    if patches is not None:
         diffusion = process(config.diffusion, config.noise_steps)
         noisy_NL = diffusion.noisy(batch.latents_ND, batch.noise_ND, batch.time_N)
-        patch_ND, passage = bare.patches.into(noisy_NL, batch.time_N, batch.pictures)
+        patch_ND, passage = patches.into(noisy_NL, batch.time_N, batch.pictures)
     names = batch.modalities
     labels = max(sum(counts.get(name, 0) for name in names), 1)
     hidden_TD = model(batch, patch_ND, 1 / labels)
@@ -79,21 +79,21 @@ def losses(
     modality_M = batch.label_modality_T[batch.label_row_M].long()
     scale_M = scale[modality_M]
     hidden_MD, label_M = hidden_TD.index_select(0, batch.label_row_M), batch.labels_T[batch.label_row_M]
-    total, nats_M = linear_cross_entropy(hidden_MD, bare.head.weight, label_M, scale_M, config.z_loss)
-    rank_M = label_ranks(hidden_MD, bare.head.weight, label_M, ranges) if ranges else None
+    total, nats_M = linear_cross_entropy(hidden_MD, model.head.weight, label_M, scale_M, config.z_loss)
+    rank_M = label_ranks(hidden_MD, model.head.weight, label_M, ranges) if ranges else None
     if batch.further_ranges:
         hidden_QD = hidden_TD.index_select(0, batch.further_label_row_Q)
-        more, nats_Q, modality_Q = _further(hidden_QD, bare.head.weight, batch, scale, config.z_loss)
+        more, nats_Q, modality_Q = _further(hidden_QD, model.head.weight, batch, scale, config.z_loss)
         total, nats_M, modality_M = total + more, torch.cat((nats_M, nats_Q)), torch.cat((modality_M, modality_Q))
         if rank_M is not None:
-            rank_M = torch.cat((rank_M, label_ranks(hidden_QD, bare.head.weight, batch.further_labels_Q, ranges)))
+            rank_M = torch.cat((rank_M, label_ranks(hidden_QD, model.head.weight, batch.further_labels_Q, ranges)))
     error_N = nats_M.new_empty(0)
     zero = nats_M.new_zeros(len(names))
     sums = dict(zip(names, zero.index_add(0, modality_M, nats_M), strict=True))
     terms = dict(zip(names, zero.index_add(0, modality_M, torch.ones_like(nats_M)), strict=True))
 
-    if diffuse:
-        predicted_NL = bare.patches.out(hidden_TD.index_select(0, batch.latent_row_N), passage)
+    if patches is not None:
+        predicted_NL = patches.out(hidden_TD.index_select(0, batch.latent_row_N), passage)
         target_NL = diffusion.target(batch.latents_ND, batch.noise_ND)
         error_NL = F.mse_loss(predicted_NL.to(hidden_TD.dtype), target_NL.to(hidden_TD.dtype), reduction="none")
         error_N = error_NL.mean(-1)

@@ -6,27 +6,23 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-
-from motet.trainer.objective.losses import losses
+from torch import nn
 
 if TYPE_CHECKING:
-    from motet.trainer.config import ObjectiveConfig
     from motet.trainer.data.batch import GroupedBatch
-    from motet.trainer.model.mot import MoT
 
 
 def heldout_tally(
-    model: MoT, batches: Iterable[GroupedBatch], objective: ObjectiveConfig, names: Sequence[str]
+    learner: nn.Module, batches: Iterable[GroupedBatch], names: Sequence[str], device: torch.device
 ) -> list[float]:
-    """Sums of the losses called `names` over `batches`, then how many terms each sum has."""
-    device = model.embedding.weight.device
+    """Sums of the losses called `names` of a `Learner` over `batches`, then how many terms each sum has."""
     tally = torch.zeros(2 * len(names), dtype=torch.float64, device=device)
-    model.eval()
+    learner.eval()
     with torch.no_grad():
         for batch in batches:
-            found = losses(model, batch.to(device), objective, {})
+            found = learner(batch.to(device), {})
             tally += torch.stack([each[name].double() for each in (found.sums, found.counts) for name in names])
-    model.train()
+    learner.train()
     return tally.tolist()
 
 

@@ -1,10 +1,13 @@
 """Checkpoints: everything a run needs to go on as if nothing had happened.
 
-    weights, moments, `State` --`save`--> step-000123.partial/ --fsync, rename--> step-000123/ --`latest`, `load`--> back
+    weights, moments, `State` --`saving`--> step-000123.partial/ --`commit`: rename--> step-000123/ --`latest`, `load`--> back
+
+    step-000123/model/*.safetensors       the weights, a file a rank: what it holds of them, and which part that is
+    step-000123/optimizer/*.safetensors   likewise the moments            step-000123/state.json   `State`
 
 A folder named `step-000123` (123 steps are done) is complete, because it got that name last, by one rename; whatever is
-killed before leaves a `.partial`, which is never read and goes with the next save. Each file's hash stands in `state.json`, which carries its own:
-bytes that changed since are named, not used. Tensors are safetensors: nothing is unpickled.
+killed before leaves a `.partial`, which is never read and goes with the next save. Every rank writes its own shares and any
+number of ranks reads them (`shares`); nothing is unpickled. Each file's hash stands in `state.json`, which carries its own: bytes that changed since are named, not used.
 """
 
 from __future__ import annotations
@@ -13,26 +16,28 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from motet.core import durable
-from motet.core.errors import UserError, one_line
+from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.trainer.config import TrainConfig
 from motet.trainer.data.order import Cursor
 from motet.trainer.model.mot import MoT
+from motet.trainer.run import shares
+from motet.trainer.run.parallel import together
 from motet.trainer.vocabulary import Towers, Vocabulary
 
-FORMAT_VERSION = 2
-"""Another value means that an older motet could not go on from what this one writes, or the other way round."""
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+FORMAT_VERSION = 3
+"""Of what is written. 1 and 2, a single file each of weights and moments, are read as well."""
+MODEL, OPTIMIZER, STATE = "model", "optimizer", "state.json"
 NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -67,26 +72,36 @@ class State:
     version: int = FORMAT_VERSION
 
 
-def save(out: Path, state: State, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], keep: int) -> Path:
-    """Write the checkpoint of `state.step` under the run folder `out`, then drop all but the last `keep`."""
-    folder = out / "checkpoints"
-    final = folder / f"step-{state.step:06d}"
+def place(out: Path, step: int) -> Path:
+    """Where the checkpoint of a step of the run `out` is, or will be."""
+    return out / "checkpoints" / f"step-{step:06d}"
+
+
+def clear(partial: Path, parts: Iterable[str]) -> None:
+    """A new folder for a checkpoint in the making, and for each of its parts; what a kill has left over goes."""
+    for leftover in partial.parent.glob("step-*.partial"):
+        shutil.rmtree(leftover)
+    for name in parts:
+        (partial / name).mkdir(parents=True)
+
+
+def settled(path: Path) -> str:
+    """Bring a file to the disk; its hash."""
+    durable.sync(path)
+    return _hash(path)
+
+
+def commit(out: Path, state: State, keep: int) -> None:
+    """Make a checkpoint of the files that `state` names, which are there and on the disk, then drop all but the last `keep`."""
+    final = place(out, state.step)
     partial = final.with_suffix(".partial")
-    _remove_partial(folder)
-    partial.mkdir(parents=True)
-    for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
-        save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, partial / name)
-    data = dataclasses.asdict(
-        dataclasses.replace(state, files={name: _hash(partial / name) for name in (MODEL, OPTIMIZER)})
-    )
-    text = json.dumps({**data, "hash": content_hash(data)}, indent=1)
-    (partial / STATE).write_text(text, encoding="utf-8")
-    for name in (MODEL, OPTIMIZER, STATE, "."):
+    data = dataclasses.asdict(state)
+    durable.fill(partial / STATE, json.dumps({**data, "hash": content_hash(data)}, indent=1))
+    for name in (MODEL, OPTIMIZER, "."):
         durable.sync(partial / name)
     durable.rename(partial, final)
     for old in _complete(out)[:-keep]:
         _drop(old)
-    return final
 
 
 def latest(out: Path) -> Path | None:
@@ -108,9 +123,9 @@ def read_state(path: Path) -> State:
     try:
         data = json.loads((path / STATE).read_bytes())
         told, version = data.pop("hash"), data.get("version", 1)
-        if version not in (1, FORMAT_VERSION):
-            raise UserError(f"{path / STATE}: checkpoint format {version}; this motet reads 1 and {FORMAT_VERSION}")
-        state = State(**{**data, "cursor": Cursor.from_json(data["cursor"])})
+        if version not in (1, 2, FORMAT_VERSION):
+            raise UserError(f"{path / STATE}: checkpoint format {version}; this motet reads 1 to {FORMAT_VERSION}")
+        state = State(**{"version": 1, **data, "cursor": Cursor.from_json(data["cursor"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, STATE, f"cannot be read ({type(error).__name__})") from None
     if content_hash(data) != told:
@@ -118,32 +133,39 @@ def read_state(path: Path) -> State:
     return state
 
 
-def load(path: Path, state: State, name: str) -> dict[str, Tensor]:
-    """The tensors of one file (`MODEL` or `OPTIMIZER`) of the checkpoint `path`, checked; DamagedCheckpoint."""
+def load(path: Path, state: State, name: str, tensors: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> None:
+    """Read `tensors`, whole or each rank's shares, from `MODEL` or `OPTIMIZER` of the checkpoint `path`, in place.
+
+    All ranks call it, and check the files' hashes between them. DamagedCheckpoint; UserError if a model of another shape, or
+    another motet, wrote it.
+    """
+    folder = path / name if state.version > 2 else path
+    files = [file for file in state.files if file.partition("/")[0].removesuffix(".safetensors") == name]
+    with together(world):
+        for file in files[rank::world]:
+            try:
+                intact = _hash(path / file) == state.files[file]
+            except OSError as error:
+                raise _damaged(path, file, f"cannot be read ({type(error).__name__})") from None
+            if not intact:
+                raise _damaged(path, file, "is not what was written")
+        stored = shares.shapes(folder)
+        wanted = {key: tensor.shape for key, tensor in tensors.items()}
+        strange = sorted(key for key in wanted if stored.get(key) != wanted[key])
+        strange += sorted(stored.keys() - wanted.keys()) if state.version > 2 else []
+        if strange:
+            raise UserError(
+                f"{path / name}: another version of motet wrote it, whose weights have other names or shapes ({strange[0]}: "
+                f"{_shape(stored.get(strange[0]))} there, {_shape(wanted.get(strange[0]))} here); use that version, or train anew"
+            )
+    shares.read(folder, tensors, world)
+
+
+def new_model(config: TrainConfig, vocabulary: Vocabulary, towers: Towers, filled: bool = True) -> MoT:
+    """The model of a run before its first step, a pure function of the configuration and the vocabulary; or its shapes alone."""
+    seed = config.seed if filled else None
     try:
-        intact = _hash(path / name) == state.files.get(name)
-    except OSError as error:
-        raise _damaged(path, name, f"cannot be read ({type(error).__name__})") from None
-    if not intact:
-        raise _damaged(path, name, "is not what was written")
-    return load_file(path / name)
-
-
-def fill(model: MoT, path: Path, state: State) -> None:
-    """Give `model` the weights of the checkpoint `path`; UserError if a model of another shape, or another motet, wrote it."""
-    try:
-        model.load_state_dict(load(path, state, MODEL))
-    except RuntimeError as error:
-        raise UserError(
-            f"{path / MODEL}: another version of motet wrote it, whose weights have other names or shapes ({one_line(error)} ...); use "
-            "that version, or train anew"
-        ) from None
-
-
-def new_model(config: TrainConfig, vocabulary: Vocabulary, towers: Towers) -> MoT:
-    """The model of a run before its first step: a pure function of the configuration and the vocabulary."""
-    try:
-        return MoT(config.model, towers.names, vocabulary.size, vocabulary.latent_dim, config.seed)
+        return MoT(config.model, towers.names, vocabulary.size, vocabulary.latent_dim, seed)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
@@ -159,16 +181,15 @@ def _damaged(path: Path, name: str, what: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"{path / name}: damaged checkpoint: {what}; remove {path} ({then})")
 
 
+def _shape(size: torch.Size | None) -> str:
+    return "nothing" if size is None else str(list(size))
+
+
 def _drop(path: Path) -> None:
     """Remove a checkpoint so that no half of it ever bears its name."""
     gone = path.with_suffix(".partial")
     path.rename(gone)
     shutil.rmtree(gone)
-
-
-def _remove_partial(folder: Path) -> None:
-    for leftover in folder.glob("step-*.partial"):
-        shutil.rmtree(leftover)
 
 
 def _hash(path: Path) -> str:

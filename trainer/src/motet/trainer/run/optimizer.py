@@ -1,6 +1,6 @@
 """AdamW with its parameter groups, its learning rate as a function of the step, and its state by name.
 
-    model --`adamw`--> optimizer;  step --`learning_rate`--> lr;  optimizer <--`state`, `restore`--> named tensors
+    model --`adamw`--> optimizer;  step --`learning_rate`--> lr;  optimizer --`state`--> named tensors, which are its own
 
 The state goes to a checkpoint as plain tensors under the parameters' own names, so that it can be read without pickle
 and does not depend on the order of parameters.
@@ -9,13 +9,13 @@ and does not depend on the order of parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from motet.trainer.config import OptimizerConfig
+from motet.trainer.run.sharding import whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps for each parameter."""
@@ -49,20 +49,20 @@ def set_learning_rate(optimizer: AdamW, rate: float) -> None:
 
 
 def state(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """Everything AdamW remembers, as tensors named `<moment>/<parameter>`; empty before the first step."""
+    """Everything AdamW remembers after a step, as tensors named `<moment>/<parameter>`."""
     return {
         f"{moment}/{name}": optimizer.state[weight][moment]
         for name, weight in model.named_parameters()
-        if weight in optimizer.state
         for moment in MOMENTS
     }
 
 
-def restore(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `state`, for an optimizer of the same model."""
-    for name, weight in model.named_parameters():
-        if f"step/{name}" in tensors:
-            optimizer.state[weight] = {m: tensors[f"{m}/{name}"].to(weight.device) for m in MOMENTS}
+def with_state(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    """`state` of an optimizer that has not stepped yet, all zero: room for what a checkpoint has."""
+    for weight in model.parameters():
+        step = torch.zeros((), dtype=torch.float32, device=weight.device)
+        optimizer.state[weight] = {"step": step, **{m: torch.zeros_like(weight) for m in MOMENTS if m != "step"}}
+    return state(model, optimizer)
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
@@ -72,4 +72,4 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
 
 def gradient_norm(model: nn.Module, clip: float | None) -> Tensor:
     """The norm of the whole gradient, scalar, before it is scaled down to at most `clip`; nothing waits for it."""
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), clip if clip is not None else math.inf)
+    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), clip if clip is not None else math.inf))

@@ -1,19 +1,19 @@
 """Several processes as one trainer: what they agree on, and how their sums become one.
 
-    rank's gradients, losses, counts --all-reduce (sum)--> the global batch's, equal on every rank
+    rank's losses, counts --all-reduce (sum)--> the global batch's, equal on every rank      (gradients: `sharding`)
 
-With one process, everything here does nothing. Annotations are evaluated (no `from __future__`), because torch compares
-those of a communication hook.
+With one process, everything here does nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from motet.core.errors import UserError
 from motet.pipeline.dataset.header import DamagedShard
@@ -46,20 +46,6 @@ def _kind(error: Exception) -> type[Exception]:
     return next((kind for kind in (UserError, DamagedShard) if isinstance(error, kind)), RuntimeError)
 
 
-def in_parallel(model: nn.Module, world: int) -> nn.Module:
-    """`model`, its gradients added up over all ranks in the backward pass; the model itself if there is one rank."""
-    if world == 1:
-        return model
-    parallel = DistributedDataParallel(model)
-    parallel.register_comm_hook(None, _sum_gradients)  # it would average
-    return parallel
-
-
-def reducing(model: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Ranks exchange gradients in the backward pass of a step's last micro-batch only."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-
-
 def gathered(mine: Any, world: int) -> list[Any]:
     """What each rank has to say, in their order; small things only."""
     told: list[Any] = [mine] * world
@@ -79,11 +65,6 @@ def add_up(values: Tensor, world: int) -> Tensor:
         values = values.to(_device())
         dist.all_reduce(values)
     return values
-
-
-def _sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
 
 
 def _device() -> torch.device:

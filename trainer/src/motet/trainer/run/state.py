@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from motet.core.errors import UserError
@@ -31,9 +33,12 @@ from motet.trainer.data.order import Cursor, Damage
 from motet.trainer.model.flops import pair_cost
 from motet.trainer.model.llama import Dense
 from motet.trainer.model.mot import MoT
+from motet.trainer.objective.learner import Learner
 from motet.trainer.objective.losses import losses
 from motet.trainer.objective.tally import heldout_tally, means
 from motet.trainer.run import checkpoint, optimizer
+from motet.trainer.run.saving import Saver
+from motet.trainer.run.sharding import fill, released, spread
 from motet.trainer.vocabulary import TEXT, Towers, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -44,7 +49,10 @@ class Run:
     """Everything that training works on.
 
     Attributes:
+        rank, world: this process among those that share each global batch.
+        learner: `model` with its objective, over all ranks (`sharding`). Sharded, its weights are this rank's shares.
         step: steps done. tokens: trained on so far, over all ranks.
+        first_loss: text loss before the first step, of a run that begins as a dense model; on rank 0.
         threads: CPU threads that its arithmetic uses.
         losses: the names of its losses: the modalities given as ids, and `diffusion`.
         heldout: the held-out documents. heldout_damage: what of them has been found damaged.
@@ -59,16 +67,20 @@ class Run:
     heldout: Corpus
     tokenizers: dict[str, dict[str, Any]]
     model: MoT
+    learner: nn.Module
     optimizer: AdamW
     device: torch.device
     threads: int
     losses: tuple[str, ...]
+    rank: int = 0
+    world: int = 1
     step: int = 0
     tokens: int = 0
+    first_loss: float | None = None
     heldout_damage: list[Damage] = field(default_factory=list)
 
     @classmethod
-    def open(cls, config: TrainConfig, out: Path) -> Run:
+    def open(cls, config: TrainConfig, out: Path, rank: int = 0, world: int = 1) -> Run:
         """The run of `config`, at the last checkpoint in the folder `out` if there is one.
 
         UserError if configuration and data do not fit each other, or the data is not what the run began with;
@@ -83,14 +95,13 @@ class Run:
         loader = Loader(data.order, vocabulary, towers, noise, pair_cost(config.model, vocabulary.size))
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         saved = checkpoint.latest(out)
-        model = checkpoint.new_model(config, vocabulary, towers).to(device)
-        if config.start and not saved:
-            new = Dense.open(config.start).copy_into(model, vocabulary)
-            log.info("%s: copied into every tower; %d rows of embedding and head are new", config.start, new)
+        with torch.device("meta"):
+            model = checkpoint.new_model(config, vocabulary, towers, filled=False)
         model.recompute = config.recompute
         if config.precision == "float8":
             _check_float8(model, device)
             model.use_float8()
+        learner = spread(Learner(model, config.objective), config, device, world)
         run = cls(
             config=config,
             out=out,
@@ -100,22 +111,41 @@ class Run:
             heldout=data.heldout,
             tokenizers=settings_of(map(store_of, records.paths)),
             model=model,
+            learner=learner,
             optimizer=optimizer.adamw(model, config.optimizer),
             device=device,
             threads=config.threads or torch.get_num_threads(),
             losses=tuple(DIFFUSION if m == vocabulary.latent_modality else m for m in vocabulary.modalities),
+            rank=rank,
+            world=world,
         )
         run.check_damage()
         if saved:
             run._restore(saved)
+            return run
+        fill(model.initial(config.seed))
+        if config.start:
+            run._copy(Dense.open(config.start))
         return run
 
-    def first_loss(self) -> float:
+    @torch.no_grad()
+    def _copy(self, dense: Dense) -> None:
+        """Begin as a dense model; sharded weights go through a whole model in this rank's host memory."""
+        whole = self.model
+        if self.sharded:
+            whole = checkpoint.new_model(self.config, self.vocabulary, self.towers)
+        new = dense.copy_into(whole, self.vocabulary)
+        log.info("%s: copied into every tower; %d rows of embedding and head are new", self.config.start, new)
+        if whole is not self.model:
+            fill(zip(self.model.parameters(), whole.parameters(), strict=True))
+        if self.rank == 0:
+            self.first_loss = self._first_loss(dense, whole)
+
+    def _first_loss(self, dense: Dense, model: MoT) -> float:
         """Text loss of the first rows before the first step, when it is that of the dense model that the towers copy.
 
         RuntimeError if it is not: see `first_loss` below. LostBatches if the rows cannot be read.
         """
-        assert self.config.start
         order = self.loader.order
         rows = order.rows_of(0).taken(range(self.config.micro_rows)).read(order.corpus)
         single = Towers.of(self.vocabulary, dict.fromkeys(self.vocabulary.modalities, TEXT))
@@ -123,10 +153,15 @@ class Run:
             Collate(self.vocabulary, towers, self.config.data.sequence, Noise(0, 1)).batch(rows)
             for towers in (self.towers, single)
         )
-        return first_loss(Dense.open(self.config.start), self.model, self.vocabulary, batch, alone)
+        return first_loss(dense, model, self.vocabulary, batch, alone)
 
-    def save(self, cursor: Cursor) -> None:
-        """Write a checkpoint of this moment; `cursor` is of the window that the last step begins in, or an earlier one."""
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank holds a share of the weights only, so that all must take part in a forward pass."""
+        return any(isinstance(weight, DTensor) for weight in self.model.parameters())
+
+    def save(self, saver: Saver, cursor: Cursor) -> None:
+        """Begin a checkpoint of this moment; `cursor` is of the window that the last step begins in, or an earlier one."""
         state = checkpoint.State(
             step=self.step,
             tokens=self.tokens,
@@ -137,8 +172,7 @@ class Run:
             config=self.config.model_dump(mode="json"),
             tokenizers=self.tokenizers,
         )
-        moments = optimizer.state(self.model, self.optimizer)
-        checkpoint.save(self.out, state, self.model.state_dict(), moments, self.config.keep)
+        saver.begin(state, self.model.state_dict(), optimizer.state(self.model, self.optimizer))
 
     def heldout_losses(self) -> dict[str, float | None]:
         """Losses on the first held-out rows, always the same ones."""
@@ -149,7 +183,9 @@ class Run:
                 self.heldout, self.vocabulary, self.towers, config.data, objective.noise_steps, damage
             )
             batches = loader.once(config.micro_rows, config.evaluate_rows)
-            return heldout_tally(self.model, batches, objective, self.losses)
+            tally = heldout_tally(self.learner, batches, self.losses, self.device)
+            released(self.learner)
+            return tally
 
         return means(self.losses, without_damage(measured, self.heldout_damage))
 
@@ -176,9 +212,9 @@ class Run:
                 f"data.paths: {', '.join(self.config.data.paths)}: the data is not what the run in {self.out} began "
                 f"with, or an edit before step {state.step} has changed; bring that back to go on, or choose another --out"
             )
-        checkpoint.fill(self.model, saved, state)
-        moments = checkpoint.load(saved, state, checkpoint.OPTIMIZER)
-        optimizer.restore(self.model, self.optimizer, moments)
+        moments = optimizer.with_state(self.model, self.optimizer)
+        for name, tensors in ((checkpoint.MODEL, self.model.state_dict()), (checkpoint.OPTIMIZER, moments)):
+            checkpoint.load(saved, state, name, tensors, self.rank, self.world)
         order.remember(state.cursor)
         self.step, self.tokens = state.step, state.tokens
         self.threads = self.config.threads or state.threads

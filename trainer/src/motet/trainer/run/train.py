@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from motet.core.errors import UserError
 from motet.trainer.config import TrainConfig
@@ -33,12 +33,13 @@ from motet.trainer.data.batch import GroupedBatch
 from motet.trainer.data.order import Cursor, Damage
 from motet.trainer.data.records import LostBatches
 from motet.trainer.model.flops import batch_flops, peak
-from motet.trainer.objective.losses import losses
 from motet.trainer.objective.tally import means
 from motet.trainer.run.folder import claimed, keep
 from motet.trainer.run.metrics import MetricsLog, Row, hash_of_rows, wrapped
 from motet.trainer.run.optimizer import gradient_norm, learning_rate, set_learning_rate
-from motet.trainer.run.parallel import add_up, any_of, gathered, in_parallel, reducing, together, together_refused
+from motet.trainer.run.parallel import add_up, any_of, gathered, together, together_refused
+from motet.trainer.run.saving import Saver
+from motet.trainer.run.sharding import reducing
 from motet.trainer.run.state import Run
 
 PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.bfloat16}
@@ -73,12 +74,12 @@ def train(
         with together(world):
             if rank == 0:
                 stack.enter_context(claimed(out, config))
-            run = Run.open(config, out)
+            run = Run.open(config, out, rank, world)
             if rank == 0:
                 keep(out, config)
-                if config.start and not run.step:
+                if run.first_loss is not None:
                     say(
-                        f"{config.start}: every tower is a copy; text loss before training {run.first_loss():.4f}, as dense"
+                        f"{config.start}: every tower is a copy; text loss before training {run.first_loss:.4f}, as dense"
                     )
         start = run.step
         if start == config.steps:
@@ -112,47 +113,53 @@ def _loop(
     say: Callable[[str], None],
 ) -> None:
     config, device = run.config, run.device
-    model = in_parallel(run.model, world)
     best = peak(str(device), PRECISION[config.precision], run.threads) if metrics else None
     began = time.perf_counter()
-    for work in _ahead(run, rank, world, say):
-        rate = learning_rate(run.step, config.steps, config.optimizer)
-        tally, norm = _learn(run, model, work, rate)
+    with Saver(run.out, config.keep, config.failed_saves, say, rank, world) as saver:
+        for work in _ahead(run, rank, world, say):
+            rate = learning_rate(run.step, config.steps, config.optimizer)
+            tally, norm = _learn(run, work, rate)
 
-        # The only moment at which the host waits for the device.
-        norm, loss, *tally_2K = torch.cat((norm.double().view(1), add_up(tally, world))).tolist()
-        host = torch.tensor([work.hash, work.tokens, work.flops, len(signals)])
-        batch, tokens, flops, stop = add_up(host, world).tolist()
-        _check_finite(run, loss, norm)
-        run.step, run.tokens = run.step + 1, run.tokens + tokens
-        seconds = time.perf_counter() - began
-        last = stop or run.step == config.steps
-        with together(world):
-            if metrics:
-                row: Row = {
-                    "step": run.step - 1,
-                    "loss": loss,
-                    "losses": means(run.losses, tally_2K),
-                    "lr": rate,
-                    "grad_norm": norm,
-                    "tokens": run.tokens,
-                    "batch": f"{batch % (1 << 64):016x}",
-                    "seconds": round(seconds, 6),
-                    "tokens_per_second": round(tokens / seconds, 1),
-                    "mfu": flops / (best.flops * world * seconds) if best else None,
-                    "cursor": work.cursor,
-                }
-                if config.evaluate_every and run.step % config.evaluate_every == 0:
+            # The only moment at which the host waits for the device.
+            norm, loss, *tally_2K = torch.cat((norm.double().view(1), add_up(tally, world))).tolist()
+            host = torch.tensor([work.hash, work.tokens, work.flops, len(signals), saver.ready])
+            batch, tokens, flops, stop, written = add_up(host, world).tolist()
+            _check_finite(run, loss, norm)
+            run.step, run.tokens = run.step + 1, run.tokens + tokens
+            seconds = time.perf_counter() - began
+            last = stop or run.step == config.steps
+            row: Row = {
+                "step": run.step - 1,
+                "loss": loss,
+                "losses": means(run.losses, tally_2K),
+                "lr": rate,
+                "grad_norm": norm,
+                "tokens": run.tokens,
+                "batch": f"{batch % (1 << 64):016x}",
+                "seconds": round(seconds, 6),
+                "tokens_per_second": round(tokens / seconds, 1),
+                "mfu": flops / (best.flops * world * seconds) if best else None,
+                "cursor": work.cursor,
+            }
+            with together(world):
+                if config.evaluate_every and run.step % config.evaluate_every == 0 and (metrics or run.sharded):
                     row["heldout"] = run.heldout_losses()
-                metrics.write(row)
-                if last or run.step % config.checkpoint_every == 0:
-                    metrics.sync()
-                    run.save(work.cursor)
-                if on_step:
+            saves = last or run.step % config.checkpoint_every == 0
+            with together(world):
+                if metrics:
+                    metrics.write(row)
+                    if saves:
+                        metrics.sync()
+            if saves:
+                run.save(saver, work.cursor)
+            elif written == world:
+                saver.finish()
+            with together(world):
+                if metrics and on_step:
                     on_step(row)
-        if last:
-            return
-        began = time.perf_counter()
+            if last:
+                return
+            began = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -185,14 +192,14 @@ def _read(run: Run, step: int, rank: int, world: int) -> _Work:
     return _Work(view.batches, view.counts, tokens, int(flops), wrapped(sum(hashes)), cursor)
 
 
-def _learn(run: Run, model: nn.Module, work: _Work, rate: float) -> tuple[Tensor, Tensor]:
+def _learn(run: Run, work: _Work, rate: float) -> tuple[Tensor, Tensor]:
     """One optimizer step; (float64 [total, sums, counts] of this rank's losses, norm of the gradient), on the device."""
     names, dtype = run.losses, PRECISION[run.config.precision]
     tally = torch.zeros(1 + 2 * len(run.losses), dtype=torch.float64, device=run.device)
     for i, batch in enumerate(work.batches):
-        with reducing(model, i == len(work.batches) - 1):
+        with reducing(run.learner, i == len(work.batches) - 1):
             with torch.autocast(run.device.type, dtype, enabled=dtype is not torch.float32):
-                found = losses(model, batch.to(run.device), run.config.objective, work.counts)
+                found = run.learner(batch.to(run.device), work.counts)
             found.total.backward()
         terms = [found.total.detach(), *(each[name] for each in (found.sums, found.counts) for name in names)]
         tally += torch.stack([term.double() for term in terms])

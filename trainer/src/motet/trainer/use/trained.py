@@ -113,7 +113,7 @@ def _checkpoint(path: Path) -> Trained:
     vocabulary = Vocabulary.from_json(state.vocabulary)
     towers = Towers.of(vocabulary, config.model.towers)
     model = checkpoint.new_model(config, vocabulary, towers)
-    checkpoint.fill(model, found, state)
+    checkpoint.load(found, state, checkpoint.MODEL, model.state_dict())
     run = found.resolve().parent.parent
     return Trained(
         model=model,
