@@ -261,7 +261,7 @@ class TrainConfig(Settings):
         keep: how many of the latest checkpoints stay.
         evaluate_every: steps between looks at held-out data; 0 = never.
         evaluate_rows: packed rows of held-out data at each look.
-        launcher: `local`: this process; `ray`: Ray Train.
+        launcher: `local`: this process; `torchrun`: the processes that torchrun has started; `ray`: Ray Train.
         workers: processes that share each global batch (Ray).
     """
 
@@ -284,14 +284,16 @@ class TrainConfig(Settings):
     keep: Count = 2
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     evaluate_rows: Count = 16
-    launcher: Literal["local", "ray"] = "local"
+    launcher: Literal["local", "torchrun", "ray"] = "local"
     workers: Count = 1
 
     @field_validator("workers")
     @classmethod
     def _workers_fit(cls, workers: int, info: Any) -> int:
-        if info.data.get("launcher") == "local" and workers > 1:
-            raise ValueError("the local launcher is one process; set launcher: ray, or workers: 1")
+        if info.data.get("launcher") != "ray" and workers > 1:
+            raise ValueError(
+                "only `launcher: ray` starts workers: set it, or workers: 1 (torchrun has --nproc-per-node)"
+            )
         return workers
 
     @model_validator(mode="after")

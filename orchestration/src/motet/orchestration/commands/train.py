@@ -28,6 +28,8 @@ def train(
     from motet.trainer.run.metrics import curves
 
     result = launch(load(config, set_ or []), out)
+    if result["rank"]:  # of several processes that torchrun has started, the first one tells
+        return 0 if result["finished"] else 130
     if result["finished"]:
         page = curves(out)
         if not as_json:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from motet.trainer.data.batch import DIFFUSION
 from motet.trainer.objective.cross_entropy import label_ranks, linear_cross_entropy
+from motet.trainer.model.patches import Passage
 from motet.trainer.objective.diffusion import process
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def losses(
     With `ranges`, [begin, end) of the codebooks' ids, each label is ranked within its own.
     """
     patches = model.patches if config.kind == "transfusion" else None
-    patch_ND = passage = None
+    patch_ND: Tensor | None = None
+    passage = Passage()
     if patches is not None:
         diffusion = process(config.diffusion, config.noise_steps)
         noisy_NL = diffusion.noisy(batch.latents_ND, batch.noise_ND, batch.time_N)

@@ -79,7 +79,7 @@ def place(out: Path, step: int) -> Path:
 
 def clear(partial: Path, parts: Iterable[str]) -> None:
     """A new folder for a checkpoint in the making, and for each of its parts; what a kill has left over goes."""
-    for leftover in partial.parent.glob("step-*.partial"):
+    for leftover in [*partial.parent.glob("step-*.partial"), *partial.parent.glob("step-*.old")]:
         shutil.rmtree(leftover)
     for name in parts:
         (partial / name).mkdir(parents=True)
@@ -99,6 +99,8 @@ def commit(out: Path, state: State, keep: int) -> None:
     durable.fill(partial / STATE, json.dumps({**data, "hash": content_hash(data)}, indent=1))
     for name in (MODEL, OPTIMIZER, "."):
         durable.sync(partial / name)
+    if final.exists():  # of the same step, written before by a run that went back behind it
+        _drop(final, ".old")
     durable.rename(partial, final)
     for old in _complete(out)[:-keep]:
         _drop(old)
@@ -185,9 +187,9 @@ def _shape(size: torch.Size | None) -> str:
     return "nothing" if size is None else str(list(size))
 
 
-def _drop(path: Path) -> None:
+def _drop(path: Path, suffix: str = ".partial") -> None:
     """Remove a checkpoint so that no half of it ever bears its name."""
-    gone = path.with_suffix(".partial")
+    gone = path.with_suffix(suffix)
     path.rename(gone)
     shutil.rmtree(gone)
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 SUFFIX = ".safetensors"
@@ -70,7 +71,7 @@ def write(path: Path, parts: Mapping[str, Part]) -> None:
 def shapes(folder: Path) -> dict[str, torch.Size]:
     """What is in a folder: the shape of each whole tensor."""
     stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: each.size for name, each in stored.items()}
+    return {name: each.size for name, each in stored.items() if isinstance(each, TensorStorageMetadata)}
 
 
 def read(folder: Path, tensors: Mapping[str, Tensor], world: int) -> None:

@@ -66,10 +66,15 @@ def train(
         on_step: called on rank 0 with each step's row of metrics, once it is written.
         say: called with what a person should know.
 
-    Returns a summary: `out`, `step` done of `steps`, `finished`, `resumed_from` (a step), `tokens`. UserError if
+    Returns a summary: `out`, `rank`, `step` done of `steps`, `finished`, `resumed_from` (a step), `tokens`. UserError if
     configuration, data and folder do not fit; DamagedShard and DamagedCheckpoint name bytes that have changed.
     """
     out = Path(out)
+    if config.rows % (config.micro_rows * world):
+        raise UserError(
+            f"rows {config.rows} must be a multiple of micro_rows x ranks = {config.micro_rows} x {world}: change rows, micro_rows "
+            "or the number of processes"
+        )
     with ExitStack() as stack:
         with together(world):
             if rank == 0:
@@ -95,6 +100,7 @@ def train(
                 say(f"stopped and saved after step {run.step} of {config.steps}; the same command goes on from there")
     return {
         "out": str(out),
+        "rank": rank,
         "step": run.step,
         "steps": config.steps,
         "finished": run.step == config.steps,

@@ -17,6 +17,6 @@ def launch(config: TrainConfig, out: str | Path) -> dict[str, Any]:
         except ImportError as error:
             raise UserError(f"launcher: ray: {error}; install motet-trainer[ray]") from None
         return ray_train.launch(config, out)
-    from motet.trainer.run.launch import local
+    from motet.trainer.run.launch import local, torchrun
 
-    return local.launch(config, out)
+    return (torchrun if config.launcher == "torchrun" else local).launch(config, out)
