@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motet.trainer.data.batch import DIFFUSION
-from motet.trainer.objective.cross_entropy import label_ranks, linear_cross_entropy
 from motet.trainer.model.patches import Passage
+from motet.trainer.objective.cross_entropy import label_ranks, linear_cross_entropy
 from motet.trainer.objective.diffusion import process
 
 if TYPE_CHECKING:
