@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import reference
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from motet.trainer.model.mot import MoT
 from motet.trainer.objective.losses import losses
@@ -53,14 +53,11 @@ def _lap(work: Callable[[], object], device: torch.device) -> Callable[[], float
 class Drawn(MoT):
     """A MoT whose initial weights are drawn where they lie: for billions of them a CPU would take minutes."""
 
-    @torch.no_grad()
-    def reset(self, seed: int) -> None:
+    def initial(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Matrices with variance 1/fan_in, gains of one."""
         for name, weight in self.named_parameters():
-            if "norm" in name:
-                weight.fill_(1.0)
-            else:
-                weight.normal_(std=weight.shape[-1] ** -0.5)
+            value = torch.empty_like(weight).detach()
+            yield weight, value.fill_(1.0) if "norm" in name else value.normal_(std=weight.shape[-1] ** -0.5)
 
 
 def model_of(config: Any, towers: Sequence[str], vocabulary: int, device: torch.device) -> MoT:

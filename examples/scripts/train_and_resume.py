@@ -53,5 +53,7 @@ same = [
     all(a[key] == b[key] for key in ("loss", "losses", "grad_norm", "batch")) for a, b in zip(one, other, strict=True)
 ]
 print(f"{sum(same)} of {len(same)} steps have the same batch, losses and gradient norm to the last bit")
-weights = [(out / name / "checkpoints/step-000024/model.safetensors").read_bytes() for name in ("run", "undisturbed")]
+weights = [
+    (out / name / "checkpoints/step-000024/model/00000.safetensors").read_bytes() for name in ("run", "undisturbed")
+]
 print(f"the files of weights are equal: {weights[0] == weights[1]}")

@@ -292,7 +292,7 @@ class TrainConfig(Settings):
     def _workers_fit(cls, workers: int, info: Any) -> int:
         if info.data.get("launcher") != "ray" and workers > 1:
             raise ValueError(
-                "only `launcher: ray` starts workers: set it, or workers: 1 (torchrun has --nproc-per-node)"
+                "only Ray starts workers; set launcher: ray, or workers: 1 (under torchrun, --nproc-per-node)"
             )
         return workers
 
