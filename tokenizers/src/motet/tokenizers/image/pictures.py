@@ -19,7 +19,7 @@ from motet.core.configuration import Settings
 from motet.core.errors import UserError
 from motet.tokenizers import media
 from motet.tokenizers.contract import Tokenizer, Tokens
-from motet.tokenizers.torch_models import DEVICE, running, to_device
+from motet.tokenizers.torch_models import DEVICE, limits, running, to_device
 
 LONGEST = 16  # times as long as wide: a picture that is resized as a whole
 SPARE = 2
@@ -108,8 +108,9 @@ class PictureTokenizer(Tokenizer):
 
 
 def loading(settings: PictureSettings) -> dict[str, Any]:
-    """What of how a file becomes the square belongs in the content hash."""
-    return {"loading": LOADING} if settings.reduced else {"loading": LOADING, "reduced": False}
+    """What of how a file becomes the square, and of which do, belongs in the content hash."""
+    reduced = {} if settings.reduced else {"reduced": False}
+    return {"loading": LOADING, **reduced, **limits(settings, "max_pixels")}
 
 
 def square(image: Image.Image, size: int, filled: tuple[float, float] | None = None) -> Image.Image:
