@@ -115,7 +115,10 @@ def test_media_that_changed_are_read_again_whoever_names_them(
     assert documents(result.manifest) == [*before[:3], before[0], *before[4:]]
 
 
-@pytest.mark.parametrize("shape", ["column", "list", "parallel lists", "without bytes", "rooted", "whole paths"])
+@pytest.mark.parametrize(
+    "shape",
+    ["column", "list", "parallel lists", "without bytes", "strings", "lists of strings", "rooted", "whole paths"],
+)
 def test_media_that_a_parquet_file_names_are_in_the_key(
     shape: str, corpus: Path, configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +133,9 @@ def test_media_that_a_parquet_file_names_are_in_the_key(
         values.append({"bytes": file.read_bytes() if inside else None, "path": prefix + file.name})
     column: dict[str, pa.Array] = {"image": pa.array(values, held)}
     columns = {"image": "image"}
+    if "strings" in shape:
+        names = [value["path"] for value in values]
+        column = {"image": pa.array([[name] for name in names] if "lists" in shape else names)}
     if shape == "list":
         column = {"image": pa.array([[value] for value in values], pa.list_(held))}
     if shape == "parallel lists":
@@ -145,7 +151,7 @@ def test_media_that_a_parquet_file_names_are_in_the_key(
     config = configure(corpus=[entry], partition_samples=4)
     plan = partitions(config, corpus)
     # nulls of lists and nulls of bytes are one number in the footer, so there all paths are asked for
-    expected = [4, 4] if shape in ("without bytes", "parallel lists") else [0, 4]
+    expected = [4, 4] if shape in ("without bytes", "parallel lists") or "strings" in shape else [0, 4]
     assert [len(partition.versions) - 1 for partition in plan] == expected
     before = documents(tokenize_corpus(config, corpus, tmp_path / "out").manifest)
     files[5].write_bytes(files[0].read_bytes())
@@ -172,3 +178,16 @@ def test_another_root_is_another_set_of_media(corpus: Path, configure, tmp_path:
         assert result.done == 1
         found.append(documents(result.manifest))
     assert found[1] == found[0][::-1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://h.example/a?X-Amz-Signature=0123abcd", {"path": "HTTP://h.example/a"}, "data:image/png;base64,xx"],
+)
+def test_a_url_in_a_column_of_pictures_is_told_as_such(value: Any, corpus: Path, configure) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "image": [value, None]}), corpus / "rows.parquet")
+    entry = {"name": "r", "format": "parquet", "path": "rows.parquet", "columns": {"text": "text", "image": "image"}}
+    (partition,), (bad, sound) = read_all(configure(corpus=[entry]), corpus)
+    assert bad.reason == "no-bytes" and "is the URL" in bad.detail and "0123abcd" not in bad.detail
+    assert len(partition.versions) == 1, "nobody asks for it"
+    assert sound.parts == (("text", b"b"),)

@@ -83,7 +83,7 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
                     "meant; write the file anew with names of their own"
                 )
         _left_out(metadata, set(wanted), own[0], rest)
-        named = Named(path, info.size, entry.columns or (), root, look)
+        named = Named(path, info.size, entry.columns or {}, root, look)
         for first, last, size in _cuts(metadata, wanted, entry, config, f"{where}: path: {path}"):
             media = named.upto(last)
             yield Cut(root=root, span=(path, first, last), versions=(own, *media), size=size + _size(media))
@@ -277,10 +277,10 @@ def _sample(position: str, row: dict[str, Any], entry: Entry, media: Media) -> R
         for column, value in values.items():
             if column not in lists:
                 if not is_empty(value):
-                    parts.append((entry.columns[column], value_bytes(value, column, media)))
+                    parts.append((entry.columns[column], value_bytes(value, column, media, entry.columns[column])))
             elif len(lists) == 1:
                 parts += [
-                    (entry.columns[column], value_bytes(each, f"{column}.{place}", media))
+                    (entry.columns[column], value_bytes(each, f"{column}.{place}", media, entry.columns[column]))
                     for place, each in enumerate(value)
                     if not is_empty(each)
                 ]
@@ -303,7 +303,7 @@ def _interleaved(lists: dict[str, list[Any]], columns: dict[str, str], media: Me
         if len(here) > 1:
             raise BadSample("two-at-a-place", f"{' and '.join(here)} both hold something at place {place}")
         for column, value in here.items():
-            yield columns[column], value_bytes(value, f"{column}.{place}", media)
+            yield columns[column], value_bytes(value, f"{column}.{place}", media, columns[column])
 
 
 def _proposal(entry: Entry) -> str:

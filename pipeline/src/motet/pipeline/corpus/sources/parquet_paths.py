@@ -9,7 +9,7 @@ Bytes are never read for it. Where only some rows have bytes, the paths of those
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -19,9 +19,11 @@ from motet.pipeline.corpus import files
 from motet.pipeline.corpus.sources.jsonl import version
 from motet.pipeline.corpus.sources.media import below
 from motet.pipeline.corpus.sources.sample import Version
-from motet.pipeline.corpus.sources.values import is_empty
+from motet.pipeline.corpus.sources.values import BINARY, URL, is_empty
 
 WEB = re.compile(r"https?://")
+LIST = re.compile(r"(\w+\.)?(element|item|array)")
+"""What follows a column's name in the path of its leaf, if it is a list of plain values."""
 ROWS = 4096
 """Whose paths are read at a time."""
 
@@ -30,9 +32,9 @@ class Named:
     """The media that the rows of a file name, in their order."""
 
     def __init__(
-        self, path: str, size: int, columns: Iterable[str], root: str, look: Callable[[str], files.Info | None]
+        self, path: str, size: int, columns: dict[str, str], root: str, look: Callable[[str], files.Info | None]
     ) -> None:
-        self._names = _names(path, size, set(columns), bool(WEB.match(root)))
+        self._names = _names(path, size, columns, bool(WEB.match(root)))
         self._root, self._look = root, look
         self._next = next(self._names, None)
 
@@ -47,7 +49,7 @@ class Named:
         return tuple(found.values())
 
 
-def _names(path: str, size: int, columns: set[str], web: bool) -> Iterator[tuple[int, str]]:
+def _names(path: str, size: int, columns: dict[str, str], web: bool) -> Iterator[tuple[int, str]]:
     """(row, name). A file that breaks names nothing from there on: its rows will be rejects."""
     with files.opened(path, size) as file:
         try:
@@ -69,14 +71,18 @@ def _names(path: str, size: int, columns: set[str], web: bool) -> Iterator[tuple
                 raise
 
 
-def _leaves(parquet: pq.ParquetFile, columns: set[str]) -> dict[str, list[int]]:
-    """Every leaf `path` of a struct with the leaves beside it that hold bytes: `bytes`, or whatever is no string."""
+def _leaves(parquet: pq.ParquetFile, columns: dict[str, str]) -> dict[str, list[int]]:
+    """Every leaf that names files: of strings of pictures or sound, with none; `path` of a struct, with the leaves beside it that hold bytes: `bytes`, or whatever is no string."""
     schema = parquet.schema
     all_of = [schema.column(i) for i in range(len(schema))]
     found: dict[str, list[int]] = {}
     for leaf in all_of:
-        column, _, _ = leaf.path.partition(".")
-        if column not in columns or not leaf.path.endswith(".path") or leaf.logical_type.type != "STRING":
+        column, _, inner = leaf.path.partition(".")
+        if column not in columns or leaf.logical_type.type != "STRING":
+            continue
+        if columns[column] in BINARY and (not inner or LIST.fullmatch(inner)):
+            found[leaf.path] = []
+        if inner != "path" and not inner.endswith(".path"):
             continue
         stem = leaf.path[: -len("path")]
         beside = {
@@ -112,5 +118,5 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         for inner in value.values():
             yield from _strings(inner)
-    elif isinstance(value, str) and not is_empty(value):
+    elif isinstance(value, str) and not is_empty(value) and not URL.match(value):
         yield value
