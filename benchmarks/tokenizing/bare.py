@@ -4,7 +4,8 @@
     bare.py text BPE_FOLDER FILE.jsonl          MB of UTF-8 per CPU-second of each of tiktoken's ways
     bare.py image|speech SETTINGS_JSON FOLDER   samples per CPU-second: encode in batches of several sizes; decode the files
 
-Nothing of motet encodes here; it is only asked for the vocabulary's ranks and for which samples tensors are made.
+Nothing of motet decodes or encodes here; it is only asked for the vocabulary's ranks, for the scale that a JPEG is decoded at, and
+for the mel-RVQ, which no library has.
 """
 
 from __future__ import annotations
@@ -61,10 +62,12 @@ def text(folder: Path, file: Path) -> dict[str, float]:
 
 
 def image(settings: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Diffusers' own VQModel: encode and quantize; and Pillow: open, lay on white, shrink."""
+    """Diffusers' own VQModel: encode and quantize; and Pillow: open, lay on white, shrink from the scale that motet decodes at."""
     import torch
     from diffusers import VQModel
     from PIL import Image
+
+    from motet.tokenizers.image.pictures import SPARE
 
     torch.set_num_threads(1)
     model = VQModel.from_pretrained(settings["path"], torch_dtype=torch.float32).eval()
@@ -76,7 +79,7 @@ def image(settings: dict[str, Any], folder: Path) -> dict[str, float]:
         pixels = []
         for each in data:
             picture = Image.open(io.BytesIO(each))
-            picture.draft("RGB", (size, size))
+            picture.draft("RGB", (SPARE * size, SPARE * size))
             if picture.mode != "RGB":
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

@@ -1,5 +1,6 @@
 """What engines do when workers die or tokenizers fail: nothing committed is lost, and the message names the place."""
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from motet.pipeline.job.tokenize import BATCH
 from motet.pipeline.job.work import PartitionFailed, WorkerLost
 
 CLASSES = """
-import os, re, signal
+import os, re, resource, signal
 import numpy as np
 from motet.tokenizers.text.bpe import BPE
 from motet.tokenizers.contract import BadSample, Tokens
@@ -72,6 +73,18 @@ class Lies(BPE):
     def encode(self, samples):
         return [Tokens((1,), np.array([99_999])) if "And now kill" in s else t
                 for s, t in zip(samples, super().encode(samples))]
+
+class Busy(BPE):
+    def encode(self, samples):
+        for i in range(12):
+            if i == 2:  # the heap is as large as it gets
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            some = [b"x" * (20 << 20) for _ in range(3)]  # numpy asks for huge pages
+            del some
+        pages = (60 << 20) // os.sysconf("SC_PAGE_SIZE")
+        if resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before > pages:  # of ten times as many
+            raise BadSample("memory-given-back")
+        return super().encode(samples)
 
 class Forgets(BPE):
     def encode(self, samples):
@@ -165,6 +178,12 @@ def test_a_tokenizer_that_loses_samples_is_told(poisoned, corpus: Path, tmp_path
     config = poisoned("Forgets").model_copy(update={"partition_bytes": 1 << 20})
     with pytest.raises(PartitionFailed, match=r"six.jsonl@0 to six.jsonl@167: bpe.encode gave 1 spans for 6 samples"):
         tokenize_corpus(config, corpus, tmp_path / "out")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_a_worker_takes_memory_that_it_freed_before(poisoned, corpus: Path, tmp_path: Path) -> None:
+    """Blocks of 20 MB, which glibc would give back to the system and have zeroed anew each time."""
+    assert tokenize_corpus(poisoned("Busy"), corpus, tmp_path / "out").manifest.rejects() == {}
 
 
 def test_an_unknown_engine_is_told_before_anything_is_written(corpus: Path, configure, tmp_path: Path) -> None:

@@ -89,6 +89,22 @@ def test_only_what_changed_is_done_again(undisturbed, corpus: Path, configure, t
     assert len(list((tmp_path / "one/shards").iterdir())) == sum(bool(e.file) for e in result.manifest.shards)
 
 
+@pytest.mark.parametrize(
+    ("modality", "limit", "sources"),
+    [("image", {"max_pixels": 1}, ("pictures", "mixed")), ("speech", {"max_seconds": 0.001}, ("sounds",))],
+)
+def test_shards_of_another_limit_of_samples_are_not_kept(
+    undisturbed, modality: str, limit: dict, sources: tuple[str, ...], corpus: Path, configure, tmp_path: Path
+) -> None:
+    tokenizers = dict(configure().tokenizers)
+    tokenizers[modality] = {**tokenizers[modality], **limit}
+    config = configure(tokenizers=tokenizers, max_reject_fraction=1.0)
+    result = tokenize_corpus(config, corpus, tmp_path / "one")
+    touched = [entry for entry in result.manifest.shards if entry.source in sources]
+    assert all(entry.rows == 0 < sum(entry.rejects.values()) for entry in touched)
+    assert result.done >= len(touched) > 0
+
+
 def test_what_it_used_starts_it_again(undisturbed, corpus: Path, configure, tmp_path: Path) -> None:
     from motet.core.configuration import load_config
     from motet.pipeline.job.config import TokenizeConfig

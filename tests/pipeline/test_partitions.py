@@ -113,3 +113,81 @@ def test_media_that_changed_are_read_again_whoever_names_them(
     result = tokenize_corpus(config, corpus, tmp_path / "out")
     assert (result.done, result.partitions) == (1, 3)
     assert documents(result.manifest) == [*before[:3], before[0], *before[4:]]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["column", "list", "parallel lists", "without bytes", "strings", "lists of strings", "rooted", "whole paths"],
+)
+def test_media_that_a_parquet_file_names_are_in_the_key(
+    shape: str, corpus: Path, configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row of the first row group needs its path, all of the second do: the paths there decide, and nowhere else."""
+    held = pa.struct([("bytes", pa.binary()), ("path", pa.string())][shape == "without bytes" :])
+    monkeypatch.chdir(corpus)
+    prefix = {"rooted": "", "whole paths": f"{corpus}/pictures/"}.get(shape, "pictures/")
+    files = sorted((corpus / "pictures").glob("*.webp"))[:8]
+    values: list[dict[str, Any]] = []
+    for i, file in enumerate(files):
+        inside = i < 4 and shape != "without bytes"
+        values.append({"bytes": file.read_bytes() if inside else None, "path": prefix + file.name})
+    column: dict[str, pa.Array] = {"image": pa.array(values, held)}
+    columns = {"image": "image"}
+    if "strings" in shape:
+        names = [value["path"] for value in values]
+        column = {"image": pa.array([[name] for name in names] if "lists" in shape else names)}
+    if shape == "list":
+        column = {"image": pa.array([[value] for value in values], pa.list_(held))}
+    if shape == "parallel lists":
+        column = {
+            "image": pa.array([[value, None] for value in values], pa.list_(held)),
+            "says": pa.array([[None, "a picture"] for _ in values]),
+        }
+        columns["says"] = "text"
+    pq.write_table(pa.table(column), corpus / "rows.parquet", row_group_size=4)
+    entry = {"name": "r", "format": "parquet", "path": "rows.parquet", "columns": columns}
+    if shape == "rooted":
+        entry["root"] = "pictures"
+    config = configure(corpus=[entry], partition_samples=4)
+    plan = partitions(config, corpus)
+    # nulls of lists and nulls of bytes are one number in the footer, so there all paths are asked for
+    expected = [4, 4] if shape in ("without bytes", "parallel lists") or "strings" in shape else [0, 4]
+    assert [len(partition.versions) - 1 for partition in plan] == expected
+    before = documents(tokenize_corpus(config, corpus, tmp_path / "out").manifest)
+    files[5].write_bytes(files[0].read_bytes())
+    result = tokenize_corpus(config, corpus, tmp_path / "out")
+    assert (result.done, result.partitions, result.rejected) == (1, 2, 0)
+    assert documents(result.manifest) == [*before[:5], before[0], *before[6:]]
+    files[6].unlink()
+    assert (
+        tokenize_corpus(config.model_copy(update={"max_reject_fraction": 1.0}), corpus, tmp_path / "out").rejected == 1
+    )
+
+
+def test_another_root_is_another_set_of_media(corpus: Path, configure, tmp_path: Path) -> None:
+    names = [file.name for file in sorted((corpus / "pictures").glob("*.webp"))[:2]]
+    for folder, order in (("a", names), ("b", names[::-1])):
+        (corpus / folder).mkdir()
+        for name, content in zip(names, order, strict=True):
+            (corpus / folder / name).write_bytes((corpus / "pictures" / content).read_bytes())
+    pq.write_table(pa.table({"image": [{"path": name} for name in names]}), corpus / "rows.parquet")
+    found = []
+    for root in ("a", "b"):
+        entry = {"name": "r", "format": "parquet", "path": "rows.parquet", "columns": {"image": "image"}, "root": root}
+        result = tokenize_corpus(configure(corpus=[entry]), corpus, tmp_path / "out")
+        assert result.done == 1
+        found.append(documents(result.manifest))
+    assert found[1] == found[0][::-1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://h.example/a?X-Amz-Signature=0123abcd", {"path": "HTTP://h.example/a"}, "data:image/png;base64,xx"],
+)
+def test_a_url_in_a_column_of_pictures_is_told_as_such(value: Any, corpus: Path, configure) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "image": [value, None]}), corpus / "rows.parquet")
+    entry = {"name": "r", "format": "parquet", "path": "rows.parquet", "columns": {"text": "text", "image": "image"}}
+    (partition,), (bad, sound) = read_all(configure(corpus=[entry]), corpus)
+    assert bad.reason == "no-bytes" and "is the URL" in bad.detail and "0123abcd" not in bad.detail
+    assert len(partition.versions) == 1, "nobody asks for it"
+    assert sound.parts == (("text", b"b"),)

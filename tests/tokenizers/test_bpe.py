@@ -334,3 +334,17 @@ def test_every_part_that_decides_ids_or_text_is_in_the_hash(tmp_path, part, valu
     assert build(tmp_path).spec.hash != before
     (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "truncation": None}, indent=1), encoding="utf-8")
     assert build(tmp_path).spec.hash == before, "what is turned off, and how the file is laid out, changes no id"
+
+
+@pytest.mark.parametrize("ids", [(11, 12), (3, 2), (2, 1), (1, 9), (-200, 4)], ids=str)
+def test_ids_of_added_tokens_that_leave_a_gap_are_those_that_huggingface_gives(tmp_path, ids):
+    content = json.loads((trained(tmp_path, "gpt2") / "tokenizer.json").read_text("utf-8"))
+    last = max(content["model"]["vocab"].values())
+    kind = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    content["added_tokens"] = [
+        {"id": last + i, "content": name, **kind} for i, name in zip(ids, ("<one>", "<two>"), strict=True)
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    texts = ["a <two> b<one>", "<one><two>", "none"]
+    tokenizer = assert_equal_to_huggingface(tmp_path, "tiktoken", texts)
+    assert tokenizer.decode(tokenizer.encode(texts)) == texts

@@ -105,7 +105,8 @@ def test_codes_do_not_depend_on_the_batch_and_the_hash_not_on_the_place(
     samples = [one.load(data) for data in FILES[:4]]
     together, alone = one.encode(samples), [other.encode([sample])[0] for sample in samples[::-1]][::-1]
     assert all(a.shape == b.shape and np.array_equal(a.ids, b.ids) for a, b in zip(together, alone, strict=True))
-    assert EnCodec(EnCodec.Settings(path=str(file), bandwidth=3.0)).spec.hash != one.spec.hash
+    for other in ({"bandwidth": 3.0}, {"max_seconds": 5.0}):
+        assert EnCodec(EnCodec.Settings(path=str(file), **other)).spec.hash != one.spec.hash
 
 
 @pytest.mark.parametrize(

@@ -113,12 +113,12 @@ def test_the_hash_is_of_weights_and_settings_not_of_the_place(tmp_path: Path) ->
     shutil.copytree(DEMO, tmp_path / "moved")
     moved = VAE(VAE.Settings(path=str(tmp_path / "moved"), batch=3, threads=2))
     assert moved.spec == open_demo().spec
-    hashes = {open_demo(**settings).spec.hash for settings in ({}, {"size": 128}, {"patch": 2})}
+    hashes = {open_demo(**settings).spec.hash for settings in ({}, {"size": 128}, {"patch": 2}, {"max_pixels": 999})}
     moved.model.save_config(tmp_path / "moved")
     config = (tmp_path / "moved/config.json").read_text()
     (tmp_path / "moved/config.json").write_text(config.replace('"scaling_factor": 1.0', '"scaling_factor": 0.5'))
     hashes.add(VAE(VAE.Settings(path=str(tmp_path / "moved"))).spec.hash)
-    assert len(hashes) == 4
+    assert len(hashes) == 5
     with pytest.raises(UserError, match="size: 72 is no multiple of the 16 pixels"):
         open_demo(size=72, patch=2)
 

@@ -2,14 +2,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
 from forged import FORGED, Forged
 from whole import everything
 
+from motet.trainer.data import columns
 from motet.trainer.data.corpus import Corpus
 from motet.trainer.data.records import LostBatches
 
@@ -86,6 +90,77 @@ def test_a_shard_that_is_written_over_is_checked_again(write_dataset, documents,
         shard.write_bytes(data[: len(data) // 2])
     held = before.number_D[before.source_D != before.source_D[0]]
     assert (corpus.read(held).length_D == before.length_D[held]).all()
+
+
+WITHIN = """
+import os, sys
+import numpy as np
+from motet.trainer.data.corpus import Corpus
+folder, file = sys.argv[1:]
+corpus = Corpus.open([folder])
+number_N = np.arange(int(corpus.records.begin[-1]))
+def work(place):
+    os.truncate(file, 0)
+    return corpus._read(number_N, place)
+corpus._steadily(number_N, work)
+"""
+
+
+def test_a_cut_within_a_read_ends_the_process_and_says_where(write_dataset, documents, tmp_path):
+    """What docs/stream.md says cannot be helped: nothing is left to read, and the traceback names who read it."""
+    folder = shutil.copytree(write_dataset(documents), tmp_path / "within")
+    shard = sorted((folder / "shards").iterdir())[0]
+    command = [sys.executable, "-X", "faulthandler", "-c", WITHIN, str(folder), str(shard)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in done.stderr and "corpus.py" in done.stderr
+
+
+WRITER = """
+import itertools, sys, time
+file, at = sys.argv[1], int(sys.argv[2])
+with open(file, "r+b", buffering=0) as shard:
+    shard.seek(at)
+    sound = shard.read(64)
+    for i in itertools.count():
+        time.sleep(0.015)
+        shard.seek(at)
+        shard.write(sound if i % 2 else bytes(byte ^ 0x55 for byte in sound))
+        if i == 0:
+            print("begun", flush=True)
+"""
+
+
+def test_what_is_read_while_a_shard_is_written_over_is_sound_or_refused(write_dataset, documents, tmp_path):
+    """The bytes of an id column, by another process, again and again: never a document with other ids."""
+    folder = shutil.copytree(write_dataset(documents), tmp_path / "while")
+    corpus = Corpus.open([str(folder)])
+    number_N = np.arange(int(corpus.records.begin[-1]))
+    sound = corpus.read(number_N)
+    part = corpus.records.parts[0]
+    shard = folder / part.index.file_F[int(part.index.shard_K[0])].as_py()
+    address = int(corpus.records._address_KC[part.first, columns.TOKENS])
+    (mapped,) = (
+        m for m in corpus.records._mapped.values() if m.buffer.address <= address < m.buffer.address + m.buffer.size
+    )
+    command = [sys.executable, "-c", WRITER, mapped.path, str(address - mapped.buffer.address)]
+    assert shard.exists()
+    seen = Counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout.readline() == b"begun\n"
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                try:
+                    found = corpus.read(number_N)
+                except LostBatches:
+                    seen["refused"] += 1
+                    continue
+                assert (found.tokens_T == sound.tokens_T).all()
+                seen["sound"] += 1
+        finally:
+            writer.kill()
+    assert min(seen["sound"], seen["refused"]) > 10, seen
 
 
 def test_a_shard_that_is_a_pipe_is_named(write_dataset, documents, tmp_path):

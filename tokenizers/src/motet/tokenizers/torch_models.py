@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from motet.core.configuration import Settings
 from motet.core.errors import UserError, one_line
 from motet.core.hashing import content_hash
 
@@ -55,6 +56,16 @@ def weights_hash(model: nn.Module, **settings: Any) -> str:
     """Content hash over a model's weights (as the fp32 that runs) and the settings that change what it puts out."""
     state = sorted(model.state_dict().items())
     return content_hash(settings, *(part for name, value in state for part in (name, value.cpu().numpy())))
+
+
+def limits(settings: Settings, *names: str) -> dict[str, Any]:
+    """What limits of samples add to a content hash: nothing at their defaults, so that those tokenizers stay what they were.
+
+    A limit decides which samples become tokens: with another one, shards that are there would be without the samples that
+    it lets in, or hold those that it refuses.
+    """
+    fields = type(settings).model_fields
+    return {name: value for name in names if (value := getattr(settings, name)) != fields[name].default}
 
 
 def to_device(model: Model, device: str) -> Model:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def tell_of_crashes() -> None:
+    """A signal that ends the process (SIGBUS: a shard was cut while it was read) first tells on stderr what was being done."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)
 
 
 def train(
@@ -21,6 +28,7 @@ def train(
     """
     from motet.core import places
 
+    tell_of_crashes()
     places.folder(out)
 
     from motet.trainer.config import load

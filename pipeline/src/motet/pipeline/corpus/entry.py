@@ -21,6 +21,8 @@ class Entry(Settings):
         column: which field of a text line, or of a webdataset's .json, is the document.
         columns: which columns of a parquet file or of a folder's metadata, or extensions in a webdataset, are what modality, in
             reading order.
+        layout: of a folder whose transcripts have no header: `ljspeech` (metadata.csv of id|text|normalized text, the recordings in
+            wavs/), `librispeech` (*.trans.txt beside the recordings), `beside` (0001.txt is the caption of 0001.jpg).
         language: which field, column or .json field tells a document's language.
         root: folder that media paths start from, by default that of the file which names them; of a folder: links may lead
             to anywhere below it.
@@ -34,6 +36,7 @@ class Entry(Settings):
     modality: str | None = None
     column: str = "text"
     columns: dict[str, str] | None = None
+    layout: Literal["ljspeech", "librispeech", "beside"] | None = None
     language: str | None = None
     root: str | None = None
 

@@ -24,7 +24,7 @@ from motet.core.errors import UserError
 from motet.core.hashing import content_hash
 from motet.pipeline.dataset import rejects
 from motet.pipeline.dataset.left_out import LeftOut
-from motet.pipeline.dataset.manifest import Manifest, ShardEntry
+from motet.pipeline.dataset.manifest import NAME, Manifest, ShardEntry
 from motet.pipeline.dataset.rejects import Reject
 from motet.pipeline.dataset.seal import seal, unseal
 from motet.pipeline.dataset.store import Folder, Found, Store
@@ -72,19 +72,27 @@ class Output:
     def missing(self, names: Iterable[str]) -> set[str]:
         """Those of these commits that are not there, or whose shard or rejects are not there any more."""
         names = list(names)
+        return set(names) - self.whole(names).keys()
+
+    def whole(self, names: Sequence[str]) -> dict[str, ShardEntry]:
+        """What these commits say of their shards, of those that are there with their shard and rejects."""
         present = self.store.list("commits")
         known = self.entries([name for name in names if name in present])
         shards, quarantine = self.store.list("shards"), self.store.list(rejects.FOLDER)
 
-        def whole(name: str) -> bool:
-            entry = known.get(name)
-            if entry is None:
-                return False
+        def there(name: str, entry: ShardEntry) -> bool:
             if entry.rejects and quarantine_of(name) not in quarantine:
                 return False
             return not entry.file or shards.get(entry.file.removeprefix("shards/"), GONE).size == entry.bytes
 
-        return {name for name in names if not whole(name)}
+        return {name: entry for name, entry in known.items() if there(name, entry)}
+
+    def unfinished(self, manifest: Manifest | None) -> dict[str, Found]:
+        """Commits of a job that is not finished: those that `manifest` does not name, and that are younger than it."""
+        named = {entry.commit for entry in manifest.shards} if manifest else set()
+        written = self.store.list().get(NAME, Found(0, float("inf"))).modified if named else 0.0
+        commits = self.store.list("commits")
+        return {name: found for name, found in commits.items() if name not in named and found.modified > written}
 
     def commit(
         self,

@@ -16,7 +16,7 @@ from motet.core.errors import UserError
 from motet.pipeline.dataset.commits import Output
 from motet.pipeline.dataset.manifest import NAME
 from motet.pipeline.dataset.rejects import FOLDER as REJECTS
-from motet.pipeline.dataset.store import Found, Store
+from motet.pipeline.dataset.store import Store
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,15 @@ class Orphans:
 def orphans(store: Store, older_than: float) -> Orphans:
     """What `collect` would delete: `older_than` hours old at least."""
     output = Output(store)
-    commits = store.list("commits")
     manifest = output.manifest()
-    if manifest is None and not commits and NAME in store.names():
+    if manifest is None and not store.list("commits") and NAME in store.names():
         raise UserError(
             f"{store}: was copied without its commits, so that nobody knows what it stands on; it is used as it is, or "
             "`motet tokenize` makes it anew elsewhere"
         )
     named = {entry.commit for entry in manifest.shards} if manifest else set()
-    written = store.list().get(NAME, Found(0, float("inf"))).modified if named else 0.0
-    unfinished = {name for name, found in commits.items() if name not in named and found.modified > written}
-    entries = output.entries(sorted(named | unfinished))
+    unfinished = output.unfinished(manifest)
+    entries = output.entries(sorted(named | unfinished.keys()))
     kept = {f"commits/{name}" for name in entries} | {entry.file for entry in entries.values()}
     kept |= {f"{REJECTS}/{name.removesuffix('.json')}.arrow" for name, entry in entries.items() if entry.rejects}
     latest = time.time() - older_than * 3600

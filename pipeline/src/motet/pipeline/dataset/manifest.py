@@ -251,31 +251,8 @@ class Manifest:
             yield from self.rejected(entry)
 
     def rejected(self, entry: ShardEntry) -> list[dict[str, Any]]:
-        """The rejects of one partition; DamagedShard if they are missing or not what was written.
-
-        The hash stands in the commit, because what decoders say of a file may differ from machine to machine. It is checked
-        before Arrow reads the file, which could end the process otherwise.
-        """
-        if not entry.rejects:
-            return []
-        where = f"{self.store}/{entry.rejects_file}"
-        try:
-            data = self.store.read(entry.rejects_file)
-        except FileNotFoundError:
-            raise DamagedShard(f"{where}: is missing; the same `motet tokenize` writes it again") from None
-        try:
-            commit = unseal(self.store.read(f"commits/{entry.commit}")) if entry.commit else {}
-            sound = commit.get("quarantine", content_hash(data)) == content_hash(data)
-        except FileNotFoundError:
-            sound = True  # a dataset that was copied without its commits
-        except ValueError:
-            sound = False
-        if not sound:
-            raise DamagedShard(f"{where}: is not what was written; `motet tokenize --retry-rejects` makes it again")
-        try:
-            return rejects.of_bytes(data)
-        except (ValueError, OSError) as error:
-            raise DamagedShard(f"{where}: cannot be read: {error}") from None
+        """The rejects of one partition; DamagedShard if they are missing or not what was written."""
+        return rejected(self.store, entry)
 
     def rejects(self) -> dict[str, int]:
         """Rejected samples by reason, over all shards."""
@@ -288,6 +265,34 @@ class Manifest:
     def documents(self) -> int:
         """How many documents there are."""
         return sum(entry.rows for entry in self.shards)
+
+
+def rejected(store: Store, entry: ShardEntry) -> list[dict[str, Any]]:
+    """`Manifest.rejected`, of a partition that a manifest need not name yet.
+
+    The hash stands in the commit, because what decoders say of a file may differ from machine to machine. It is checked
+    before Arrow reads the file, which could end the process otherwise.
+    """
+    if not entry.rejects:
+        return []
+    where = f"{store}/{entry.rejects_file}"
+    try:
+        data = store.read(entry.rejects_file)
+    except FileNotFoundError:
+        raise DamagedShard(f"{where}: is missing; the same `motet tokenize` writes it again") from None
+    try:
+        commit = unseal(store.read(f"commits/{entry.commit}")) if entry.commit else {}
+        sound = commit.get("quarantine", content_hash(data)) == content_hash(data)
+    except FileNotFoundError:
+        sound = True  # a dataset that was copied without its commits
+    except ValueError:
+        sound = False
+    if not sound:
+        raise DamagedShard(f"{where}: is not what was written; `motet tokenize --retry-rejects` makes it again")
+    try:
+        return rejects.of_bytes(data)
+    except (ValueError, OSError) as error:
+        raise DamagedShard(f"{where}: cannot be read: {error}") from None
 
 
 def _numbers(counts: Mapping[str, int]) -> dict[int, int]:

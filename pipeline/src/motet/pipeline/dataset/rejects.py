@@ -9,7 +9,7 @@ there too.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,12 @@ class Reject:
     detail: str
     hash: str
     parts: tuple[tuple[str, bytes], ...] = ()
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Reject:
+        """Of a row of `of_bytes`."""
+        parts = tuple((part["modality"], part["bytes"]) for part in row["parts"] or ())
+        return cls(row["position"], row["reason"], row["detail"], row["hash"], parts)
 
 
 def to_bytes(source: str, rejects: Sequence[Reject], keep: bool) -> bytes:

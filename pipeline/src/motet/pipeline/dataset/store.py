@@ -160,7 +160,9 @@ class Folder(Store):
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """See Store. The lock goes with its process; what a killed job left in .tmp is removed."""
+        """See Store. The lock goes with its process; what a killed job left in .tmp is removed, and what processes left that died
+        in this one.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / TEMPORARY).mkdir(exist_ok=True)
         lock = os.open(self.path / TEMPORARY, os.O_RDONLY)
@@ -171,11 +173,15 @@ class Folder(Store):
                 raise UserError(f"{self.path}: another job is writing there; wait for it, or choose another") from None
             except OSError:
                 pass  # a file system without locks: two jobs there may make each other fail, but write nothing wrong
-            for path in (self.path / TEMPORARY).iterdir():
-                path.unlink(missing_ok=True)
+            self._clean()
             yield
+            self._clean()
         finally:
             os.close(lock)
+
+    def _clean(self) -> None:
+        for path in (self.path / TEMPORARY).iterdir():
+            path.unlink(missing_ok=True)
 
     def _place(self, name: str) -> Path:
         place = self.path / name

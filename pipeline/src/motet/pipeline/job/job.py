@@ -28,7 +28,7 @@ from motet.pipeline.dataset.store import Folder, Store, store_of
 from motet.pipeline.dataset.totals import Sums
 from motet.pipeline.job.config import TokenizeConfig
 from motet.pipeline.job.engines import EngineOptions, engine_of, run_all
-from motet.pipeline.job.limits import Watch, over
+from motet.pipeline.job.limits import Watch, over, too_many
 from motet.pipeline.job.partitions import partitions
 from motet.pipeline.job.task import Task
 from motet.pipeline.job.work import Work, described
@@ -56,7 +56,7 @@ class JobResult:
         """More samples were rejected than the configuration allows, of the corpus or of one of its sources; an unknown number is
         more than any share but all.
         """
-        lost = self.rejected > self.max_reject_fraction * self.samples or bool(self.over)
+        lost = too_many(self.rejected, self.samples, self.max_reject_fraction) or bool(self.over)
         return lost or (self.broken_files > 0 and self.max_reject_fraction < 1)
 
     @property
@@ -110,11 +110,11 @@ def tokenize_corpus(
     with output.claimed(entry_names, dump_config(complete)):
         if retry_rejects:
             output.forget_rejected(names)
-        absent = output.missing(names)
-        missing = [task for task in tasks if task.commit in absent]
+        there = output.whole(names)
+        missing = [task for task in tasks if task.commit not in there]
         used = {modality for task in missing for modality in task.header.modalities}
         work = Work({m: settings[m] for m in settings if m in used}, output, config.sample_seconds)
-        before = {task.partition.entry.name for task in tasks if task.commit not in absent}
+        before = ((task.partition.size, there[task.commit]) for task in tasks if task.commit in there)
         watch = Watch(missing, config.max_reject_fraction, before)
         run_all(run, work, missing, workers, options or EngineOptions(), watch)
 
@@ -130,6 +130,8 @@ def tokenize_corpus(
             assert whole, "an engine returned without an error, but did not commit every partition"
             index.write(manifest)
             manifest.save()
+        elif output.unfinished(manifest):
+            manifest.save()  # as it is, but younger than what a job committed that was given up
     return JobResult(manifest, len(missing), len(tasks), sum(manifest.rejects().values()), config.max_reject_fraction)
 
 

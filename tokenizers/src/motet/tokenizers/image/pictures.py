@@ -19,7 +19,7 @@ from motet.core.configuration import Settings
 from motet.core.errors import UserError
 from motet.tokenizers import media
 from motet.tokenizers.contract import Tokenizer, Tokens
-from motet.tokenizers.torch_models import DEVICE, running, to_device
+from motet.tokenizers.torch_models import DEVICE, limits, running, to_device
 
 LONGEST = 16  # times as long as wide: a picture that is resized as a whole
 SPARE = 2
@@ -27,8 +27,8 @@ SPARE = 2
 LOADING = 3
 """Version of how a file becomes the square, in the content hash: raise it when the pixels of any file may change."""
 AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
-"""Pixels encoded at once: on a CPU more no longer fit into its caches (measured: 256-pixel pictures go 1.7 times as fast by
-fours as by sixteens).
+"""Pixels encoded at once. Twice and half of that cost the same on a CPU; much more makes blocks of memory so large that a worker
+gives them back each time (`motet.pipeline.job.child`), at 1.3 times the cost (256-pixel pictures by sixteens, not by fours).
 """
 
 
@@ -108,8 +108,9 @@ class PictureTokenizer(Tokenizer):
 
 
 def loading(settings: PictureSettings) -> dict[str, Any]:
-    """What of how a file becomes the square belongs in the content hash."""
-    return {"loading": LOADING} if settings.reduced else {"loading": LOADING, "reduced": False}
+    """What of how a file becomes the square, and of which do, belongs in the content hash."""
+    reduced = {} if settings.reduced else {"reduced": False}
+    return {"loading": LOADING, **reduced, **limits(settings, "max_pixels")}
 
 
 def square(image: Image.Image, size: int, filled: tuple[float, float] | None = None) -> Image.Image:

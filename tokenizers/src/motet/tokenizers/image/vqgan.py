@@ -57,8 +57,7 @@ class VQGAN(pictures.PictureTokenizer):
         """Ids of the nearest code at each position, row by row."""
         tokens = []
         for latents_1CHW in encoded.latents.split(1):  # one by one: the matrix product never sees the neighbours
-            ids = self._nearest(latents_1CHW).to(torch.int32).cpu().numpy()
-            tokens.append(Tokens(tuple(latents_1CHW.shape[2:]), ids=ids))
+            tokens.append(Tokens(tuple(latents_1CHW.shape[2:]), ids=self._nearest(latents_1CHW).astype(np.int32)))
         return tokens
 
     def picture_of(self, tokens: Tokens) -> torch.Tensor:
@@ -71,9 +70,12 @@ class VQGAN(pictures.PictureTokenizer):
         latents_1CHW = self.model.quantize.get_codebook_entry(ids_N, shape)
         return self.model.decode(latents_1CHW, force_not_quantize=True).sample
 
-    def _nearest(self, latents_1CHW: torch.Tensor) -> torch.Tensor:
+    def _nearest(self, latents_1CHW: torch.Tensor) -> np.ndarray:
         """Ids of the nearest codes: the one line of `quantize` that says which; the rest of it is for training."""
-        return torch.cdist(latents_1CHW[0].flatten(1).T, self.model.quantize.embedding.weight).argmin(dim=1)
+        distance_NK = torch.cdist(latents_1CHW[0].flatten(1).T, self.model.quantize.embedding.weight)
+        if distance_NK.is_cpu:  # numpy chooses alike, the first of the least, in a tenth of torch's time
+            return distance_NK.numpy().argmin(axis=1)
+        return distance_NK.argmin(dim=1).cpu().numpy()
 
     @classmethod
     def fit(cls, samples: Sequence[bytes], out: Path, settings: dict[str, Any]) -> dict[str, Any]:

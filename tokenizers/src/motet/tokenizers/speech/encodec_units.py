@@ -28,6 +28,7 @@ from motet.tokenizers.torch_models import (
     HUB_ID,
     device_class,
     fetch,
+    limits,
     load_strictly,
     read_state,
     running,
@@ -97,7 +98,12 @@ class EnCodec(Tokenizer):
             rate=float(self.model.frame_rate),
             media_type="audio/wav",
             hash=weights_hash(
-                self.model, use="encodec", loading=media.LOADING, codebooks=codebooks, **device_class(settings.device)
+                self.model,
+                use="encodec",
+                loading=media.LOADING,
+                codebooks=codebooks,
+                **limits(settings, "max_seconds"),
+                **device_class(settings.device),
             ),
         )
 

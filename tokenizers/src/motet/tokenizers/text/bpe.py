@@ -171,7 +171,8 @@ class BPE(Tokenizer):
         model.encode_special_tokens = True
         content = json.loads(data)
         vocabulary, everything = model.get_vocab(with_added_tokens=False), model.get_vocab(with_added_tokens=True)
-        added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+        # Not the ids that the file says: where those leave a gap, the library numbers on without it.
+        added = {token["content"]: everything[token["content"]] for token in content.get("added_tokens") or []}
         self._bytes = token_bytes(vocabulary, added, 1 + max(everything.values(), default=-1))
         self._hash = content_hash("bpe", 1, {part: content.get(part) for part in ENCODING_PARTS})
         byte_level = (content.get("decoder") or {}).get("type") == "ByteLevel"

@@ -10,10 +10,10 @@ Letters: D documents of a table, S their spans, T their ids, V their latent vect
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from motet.trainer.data import columns, shuffle
 from motet.trainer.data.records import Place, Records
 
 Split = Literal["train", "heldout"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,18 +128,28 @@ class Corpus:
 
     def survey(self, document_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which documents belong to this split (bool), and their rendered lengths (int64); LostBatches as in `read`."""
-        place = self.records.touch(document_N)
-        id_N2, length_N, *_ = columns.survey(*place[:4], self.records.known_PM, self.records.rule_M2)
+        known_PM, rule_M2 = self.records.known_PM, self.records.rule_M2
+        id_N2, length_N, *_ = self._steadily(document_N, lambda place: columns.survey(*place[:4], known_PM, rule_M2))
         return self.belongs(id_N2[:, 0]), length_N
 
     def outline(self, document_N: np.ndarray) -> Documents:
         """These documents without ids and latents, whichever split they belong to; LostBatches as in `read`."""
-        return self._outline(document_N, self.records.touch(document_N))[0]
+        return self._steadily(document_N, lambda place: self._outline(document_N, place)[0])
 
     def read(self, document_N: np.ndarray) -> Documents:
         """These documents, whichever split they belong to; LostBatches names record batches that are not whole."""
+        return self._steadily(document_N, lambda place: self._read(document_N, place))
+
+    def _steadily(self, document_N: np.ndarray, work: Callable[[Place], T]) -> T:
+        """What `work` makes of where documents lie, by shards that were not changed in their place while it did."""
+        while True:
+            place = self.records.touch(document_N)  # keeps in reach, until this returns, what the loops read
+            found = work(place)
+            if not place.moved():
+                return found
+
+    def _read(self, document_N: np.ndarray, place: Place) -> Documents:
         records = self.records
-        place = records.touch(document_N)  # keeps in reach, until this returns, what the loops read
         documents, ids, latents = self._outline(document_N, place)
         tokens_T = np.empty(ids, np.int64)
         latents_VW = np.empty((latents, records.width), np.uint16)

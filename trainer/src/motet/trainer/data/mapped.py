@@ -1,11 +1,12 @@
 """A shard of a folder, mapped, and whether the file was changed in its place since.
 
-    path --`Mapped.of`--> bytes, as the file system has them --`changed`, before every read--> map and check it again
+    path --`Mapped.of`--> bytes, as the file system has them --`changed`, before and after every read--> map and check it again
 
 Pages of a file that was cut since it was mapped are not there any more: touching one ends the process (SIGBUS). So it is
-asked for size and time before every read. A cut within the milliseconds of a read, or a disk that fails then, still ends the
-process: only a copy of everything would be safe from that, and copying each record batch for every document of it costs
-more than all else.
+asked for size and time before every read; and after it, because the rest of a page that was cut reads as zeros, and a file may be
+written over. A cut within the milliseconds of a read, one of a file that is removed next, or a disk that fails then, still ends
+the process: only a copy of everything would be safe from that, and copying each record batch for every document of it costs more
+than all else.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Part:
 class Place(NamedTuple):
     """Where documents lie: record batch of this call, row in it, part of each; addresses of the columns.
 
-    `held` keeps in place what the addresses point to.
+    `held` keeps in place what the addresses point to; `mapped` are the shards of folders among it.
     """
 
     batch_N: np.ndarray
@@ -99,6 +99,11 @@ class Place(NamedTuple):
     part_N: np.ndarray
     address_BC: np.ndarray
     held: list[pa.Buffer]
+    mapped: list[Mapped]
+
+    def moved(self) -> bool:
+        """Whether a shard was changed in its place meanwhile: what was read of it may be anything."""
+        return any(mapped.changed() for mapped in self.mapped)
 
 
 class Records:
@@ -224,7 +229,7 @@ class Records:
         touched_B, at_N = np.unique(batch_N, return_inverse=True)
         part_B = np.searchsorted([part.last for part in self.parts], touched_B, side="right")
         far_B = touched_B[self._remote_P[part_B]].tolist()
-        self._forget_changed(touched_B, part_B)
+        shards = self._forget_changed(touched_B, part_B)
         while True:
             with self._lock:
                 address_BC = self._address_KC[touched_B]
@@ -235,23 +240,27 @@ class Records:
                 missing_B = address_BC[:, columns.ID] == 0
                 if not missing_B.any():
                     self._let_go()
-                    return Place(at_N, row_N, part_B[at_N], address_BC, held)
+                    mapped = [self._mapped[key] for key in shards if key in self._mapped]
+                    return Place(at_N, row_N, part_B[at_N], address_BC, held, mapped)
             self._read(touched_B[missing_B].tolist(), part_B[missing_B].tolist())
 
-    def _forget_changed(self, touched_B: np.ndarray, part_B: np.ndarray) -> None:
+    def _forget_changed(self, touched_B: np.ndarray, part_B: np.ndarray) -> list[tuple[int, int]]:
         """Forget what is known of shards that were changed in their place since they were mapped: reading on could end the
-        process. What changes later than this, while the loops read, cannot be known.
+        process. What changes later than this, while the loops read, is known when they are done, if they end: `Place.moved`.
+        Returns the shards of folders among these record batches.
         """
+        found = []
         for p in np.unique(part_B[~self._remote_P[part_B]]).tolist():
             part = self.parts[p]
             shard_K, place_K = part.index.shard_K, self._place_K[part.first : part.last]
             for f in np.unique(shard_K[self._place_K[touched_B[part_B == p]]]).tolist():
-                key = part.dataset, f
+                found.append(key := (part.dataset, f))
                 if (mapped := self._mapped.get(key)) and mapped.changed():
                     with self._lock:
                         self._mapped.pop(key, None)
                         self._kept.append(mapped.buffer)
                         self._address_KC[part.first : part.last][shard_K[place_K] == f] = 0
+        return found
 
     def _let_go(self) -> None:
         while len(self._chunks) > HELD:

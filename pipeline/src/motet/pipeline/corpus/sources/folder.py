@@ -1,6 +1,7 @@
 """A folder of media: the ImageFolder / AudioFolder convention of `datasets`, in splits or not; or a metadata file alone.
 
     train/metadata.jsonl, .csv, .parquet --rows, with their media's versions--> captions, then media
+    lines of transcripts, captions beside media, as `layout` says (`transcripts`) -----> the same
     media below no such file --------------sorted by path, those of another kind told--> a document each
 
 Names in a row are relative to its metadata file's folder. A file that lies beside or below a metadata file and that no row
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from motet.core.errors import UserError
 from motet.pipeline.corpus import files, tree
 from motet.pipeline.corpus.entry import Cutting, Entry
-from motet.pipeline.corpus.sources import jsonl, metadata, parquet
+from motet.pipeline.corpus.sources import jsonl, metadata, parquet, transcripts
 from motet.pipeline.corpus.sources.media import Media
 from motet.pipeline.corpus.sources.sample import Cut, Note, RawSample, Version, language_of, reject
 from motet.pipeline.corpus.sources.text import LINES, WHOLE, runs
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """In one folder the first of them is read."""
-USES = ("modality", "columns", "language", "root")
+USES = ("modality", "columns", "layout", "language", "root")
 INSTEAD = {
     "column": "name the fields of the metadata as `columns`, for example {{{entry.column}: text, file_name: image}}"
 }
@@ -61,6 +62,8 @@ def needed(entry: Entry, where: str) -> list[str]:
         return sorted(set(entry.columns.values()))
     if entry.modality is None:
         raise UserError(f"{where}: modality: a folder needs one, for example image")
+    if entry.layout:
+        return [entry.modality, "text"]
     paths = [entry.path] if _is_rows(entry.path) else [files.join(entry.path, name) for name in METADATA]
     for path in paths:
         info = files.stat(path)
@@ -79,6 +82,12 @@ def modalities(entry: Entry) -> list[str]:
 def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
     """See sources."""
     root = entry.path
+    if entry.layout and entry.language:
+        raise UserError(f"{where}: language: layout '{entry.layout}' says no language; remove it")
+    if entry.layout and not files.is_folder(root):
+        raise UserError(
+            f"{where}: layout: '{entry.layout}' is that of a folder, and {root} is none; name the folder as path"
+        )
     if not files.is_folder(root):
         path = root if _is_rows(root) else files.join(root, METADATA[0])  # a web address is never a folder
         if (info := files.stat(path)) is None:
@@ -92,44 +101,89 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
         one.refuse_unknown()
         return
     infos = tree.walk(root, rest, entry.root)
-    rows: dict[str, str] = {}
-    for name in sorted((name for name in infos if name.rpartition("/")[2].lower() in METADATA), key=_preference):
-        folder = name.rpartition("/")[0]
-        if folder in rows:
-            why = f"{rows[folder]} is read"
-            rest.add(
-                "file",
-                "metadata beside other metadata",
-                files.printable(name),
-                why,
-                "keep one of them",
-                1,
-                infos[name].size,
-            )
-        rows.setdefault(folder, name)
+    rows = _rows_of(entry, infos, rest)
     found = _Rows(entry, config, root, where, infos)
-    for folder, name in sorted(rows.items()):
+    for name in rows:
         own = (files.printable(name), infos[name].size, infos[name].version)
-        yield from found.cut(files.join(root, name), own, folder)
+        yield from found.cut(files.join(root, name), own, name.rpartition("/")[0])
     found.refuse_unknown()
-    if entry.columns and not rows:
+    if not rows and entry.layout in transcripts.NAMES:
+        raise UserError(
+            f"{where}: layout: {root} holds no {transcripts.NAMES[entry.layout]}, as layout '{entry.layout}' has it"
+        )
+    if entry.columns and not rows and entry.layout != "beside":
         raise UserError(f"{where}: columns: {root} holds no {' or '.join(METADATA)}, whose columns they could be")
+    captions = _captions(entry, infos, where) if entry.layout == "beside" else None
     loose = []
-    foreign = FOREIGN.get(entry.modality or "", ())
+    foreign = FOREIGN.get(_modality(entry), ())
+    told, folders = set(rows), {name.rpartition("/")[0] for name in rows}
     for name, info in infos.items():
-        if name in found.named or name.rpartition("/")[2].lower() in METADATA:
+        if name in found.named or name in told or (not entry.layout and _is_metadata(name)):
             continue
-        if any(_below(name, folder) for folder in rows):
+        if captions is not None and name.lower().endswith(transcripts.CAPTION):
+            continue  # told below, once it is known which have media
+        if name.lower().endswith(foreign) and (entry.layout or not any(_below(name, folder) for folder in folders)):
+            kind, why, cure = _stranger(name, entry, infos)
+        elif entry.layout in transcripts.NAMES or any(_below(name, folder) for folder in folders):
             why, cure = "no row of the metadata names it", "add a row, or move them out of the folder of the metadata"
             kind = f"{files.ending_of(name)} that no row names"
-        elif name.lower().endswith(foreign) or not entry.modality:
-            why, cure = f"they are no {entry.modality}", "name them in an entry of their own"
-            kind = files.ending_of(name)
+        elif not _modality(entry):
+            kind, why, cure = _stranger(name, entry, infos)
         else:
             loose.append((name, (files.printable(name), info.size, info.version)))
             continue
         rest.add("file", kind, files.printable(name), why, cure, 1, info.size)
-    yield from runs(root, loose, config.partition_samples, None)
+    if captions is None:
+        yield from runs(root, loose, config.partition_samples, None)
+        return
+    yield from captions.cut(root, loose, config.partition_samples)
+    for name in (name for name in infos if name.lower().endswith(transcripts.CAPTION) and name not in captions.used):
+        kind, why = f"{files.ending_of(name)} beside no media", "nothing else has their name up to the ending"
+        rest.add("file", kind, files.printable(name), why, "rename them as their media", 1, infos[name].size)
+
+
+def _rows_of(entry: Entry, infos: dict[str, files.Info], rest: Rest) -> list[str]:
+    """The files that hold rows, or lines of transcripts; of several metadata files in one folder the first is one."""
+    if entry.layout:
+        return [name for name in infos if transcripts.holds(entry.layout, name)]
+    rows: dict[str, str] = {}
+    for name in sorted(filter(_is_metadata, infos), key=_preference):
+        folder = name.rpartition("/")[0]
+        if folder in rows:
+            kind, why, cure = "metadata beside other metadata", f"{rows[folder]} is read", "keep one of them"
+            rest.add("file", kind, files.printable(name), why, cure, 1, infos[name].size)
+        rows.setdefault(folder, name)
+    return [name for _, name in sorted(rows.items())]
+
+
+def _captions(entry: Entry, infos: dict[str, files.Info], where: str) -> transcripts.Captions:
+    if wrong := sorted(entry.columns.keys() ^ {"text", "file_name"}) if entry.columns else []:
+        raise UserError(f"{where}: columns: {wrong[0]}: layout 'beside' has text and file_name, and both are read")
+    foreign = FOREIGN.get(_modality(entry), ())
+    known = {
+        name: info
+        for name, info in infos.items()
+        if name.lower().endswith(transcripts.CAPTION) or not name.lower().endswith(foreign)
+    }
+    captions = transcripts.Captions(known)
+    if not captions:
+        raise UserError(
+            f"{where}: layout: no .txt of {entry.path} has the name of a media file; leave layout out, or rename them"
+        )
+    return captions
+
+
+def _stranger(name: str, entry: Entry, infos: dict[str, files.Info]) -> tuple[str, str, str]:
+    """(kind, why, cure) of a file that by its ending is no media of the entry."""
+    kind, why, cure = files.ending_of(name), f"they are no {_modality(entry)}", "name them in an entry of their own"
+    if not entry.layout and transcripts.holds("librispeech", name):
+        return "transcripts *.trans.txt", why, "read them as captions with layout: librispeech"
+    if not entry.layout and name.lower().endswith(transcripts.CAPTION):
+        stem, foreign = name[: -len(transcripts.CAPTION)], FOREIGN.get(_modality(entry), ())
+        beside = (stem + ending for ending in (*PICTURES, *SOUNDS) if not ending.endswith(foreign))
+        if any(other in infos for other in beside):
+            return f"{kind} beside media of their name", why, "read them as captions with layout: beside"
+    return kind, why, cure
 
 
 class _Rows:
@@ -154,7 +208,9 @@ class _Rows:
         if path.lower().endswith(".parquet"):
             yield from parquet.named_rows(path, own, self._root, self._config, names, self._look, self._where)
         else:
-            form = metadata.form(path, own[1])
+            layout = self._entry.layout
+            there = transcripts.looked_at(self._look)
+            form = transcripts.form(layout, folder, there) if layout else metadata.form(path, own[1])
             yield from jsonl.rows(path, own, self._root, self._config, names, form, self._look)
 
     def refuse_unknown(self) -> None:
@@ -181,9 +237,14 @@ def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | R
     """See sources."""
     entry, media = partition.entry, Media(partition, note)
     if partition.span is None:
+        meaning, captions = metadata.Meaning(entry), transcripts.captions_of(partition.versions)
         for name in partition.files:
             try:
-                yield RawSample(files.printable(name), ((str(entry.modality), media.read(name)),))
+                if entry.layout:
+                    parts = meaning.parts(transcripts.row_of(name, captions, media), media.read)
+                else:
+                    parts = ((str(entry.modality), media.read(name)),)
+                yield RawSample(files.printable(name), parts)
             except BadSample as bad:
                 yield reject(files.printable(name), bad)
         return
@@ -194,21 +255,32 @@ def read(partition: Partition, note: Note, rest: Rest) -> Iterator[RawSample | R
     why, cure = "it is no part of a document", "name it under `columns`, as in {{{}: text, file_name: image}}"
     fields = metadata.Fields(rest, meaning, why, cure)
 
-    def parts(row: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
+    def sample(row: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
         return meaning.parts(row, media.read)
 
     if not path.lower().endswith(".parquet"):
-        yield from jsonl.read(partition, note, parts, fields, metadata.form(path, size))
+        there = transcripts.planned(partition.versions)
+        form = transcripts.form(entry.layout, folder, there) if entry.layout else metadata.form(path, size)
+        yield from jsonl.read(partition, note, sample, fields, form)
         return
     for number, row in parquet.rows_between(path, size, begin, end, None):
         try:
             if isinstance(row, BadSample):
                 raise row
             fields.count(row, own, number)
-            yield RawSample(f"{own}#{number}", parts(row), language_of(row, entry.language))
+            yield RawSample(f"{own}#{number}", sample(row), language_of(row, entry.language))
         except BadSample as bad:
             yield reject(f"{own}#{number}", bad)
     fields.close()
+
+
+def _modality(entry: Entry) -> str:
+    """That of media; empty if rows say it."""
+    return entry.modality or ((entry.columns or {}).get("file_name", "") if entry.layout else "")
+
+
+def _is_metadata(name: str) -> bool:
+    return name.rpartition("/")[2].lower() in METADATA
 
 
 def _is_rows(path: str) -> bool:

@@ -114,6 +114,11 @@ def form(path: str, size: int) -> jsonl.Form:
         names = split((header or b"").removeprefix(BOM))
     except (StopIteration, BadSample):
         names, following = [], size
+    if not tabs and any("|" in name for name in names):
+        raise UserError(
+            f"{path}: its first line has '|' between values, not commas; if its lines are id|text of recordings in wavs/, and it has no "
+            "header, say layout: ljspeech; otherwise write it with commas, and a header"
+        )
     if not all(names) or len(set(names)) < len(names):
         raise UserError(
             f"{path}: its first line does not name every column once; write such a line, {{file_name,text}}"

@@ -9,7 +9,7 @@ stands: the lists of a row have equal lengths, and at each place at most one of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from motet.pipeline.corpus.entry import Cutting, Entry
 from motet.pipeline.corpus.patterns import listed
 from motet.pipeline.corpus.sources.jsonl import version
 from motet.pipeline.corpus.sources.media import Media
+from motet.pipeline.corpus.sources.parquet_paths import Named
 from motet.pipeline.corpus.sources.sample import Cut, Digest, Note, RawSample, Version, language_of, reject
 from motet.pipeline.corpus.sources.values import is_empty, value_bytes
 from motet.pipeline.dataset.left_out import Rest
@@ -65,6 +66,7 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
         raise UserError(f"{where}: path: {entry.path} is a folder; name its files: {entry.path}/*.parquet")
     folder, infos = listed(entry.path)
     root = entry.root or folder
+    look = files.listing(root)
     wanted = [*(entry.columns or ()), *([entry.language] if entry.language else ())]
     for name, info in infos.items():
         path = files.join(folder, name)
@@ -81,8 +83,10 @@ def cut(entry: Entry, config: Cutting, where: str, rest: Rest) -> Iterator[Cut]:
                     "meant; write the file anew with names of their own"
                 )
         _left_out(metadata, set(wanted), own[0], rest)
+        named = Named(path, info.size, entry.columns or {}, root, look)
         for first, last, size in _cuts(metadata, wanted, entry, config, f"{where}: path: {path}"):
-            yield Cut(root=root, span=(path, first, last), versions=(own,), size=size)
+            media = named.upto(last)
+            yield Cut(root=root, span=(path, first, last), versions=(own, *media), size=size + _size(media))
 
 
 def _opened(file: Any, where: str) -> pq.ParquetFile:
@@ -143,7 +147,9 @@ def named_rows(
     media: dict[str, Version] = {}
     for number, row in rows_between(path, own[1], 0, None, None):
         if number - begin == config.partition_samples:
-            yield Cut(root=root, span=(path, begin, number), versions=(own, *media.values()), size=_size(media))
+            yield Cut(
+                root=root, span=(path, begin, number), versions=(own, *media.values()), size=_size(media.values())
+            )
             begin, media = number, {}
         try:
             names = named(row) if isinstance(row, dict) else []
@@ -152,11 +158,11 @@ def named_rows(
         media.update((name, version(name, look)) for name in names if name not in media)
         end = number + 1
     if end > begin:
-        yield Cut(root=root, span=(path, begin, end), versions=(own, *media.values()), size=_size(media))
+        yield Cut(root=root, span=(path, begin, end), versions=(own, *media.values()), size=_size(media.values()))
 
 
-def _size(media: dict[str, Version]) -> int:
-    return sum(max(size, 0) for _, size, _ in media.values())
+def _size(media: Iterable[Version]) -> int:
+    return sum(max(size, 0) for _, size, _ in media)
 
 
 def _left_out(metadata: pq.FileMetaData, wanted: set[str], name: str, rest: Rest) -> None:
@@ -271,10 +277,10 @@ def _sample(position: str, row: dict[str, Any], entry: Entry, media: Media) -> R
         for column, value in values.items():
             if column not in lists:
                 if not is_empty(value):
-                    parts.append((entry.columns[column], value_bytes(value, column, media)))
+                    parts.append((entry.columns[column], value_bytes(value, column, media, entry.columns[column])))
             elif len(lists) == 1:
                 parts += [
-                    (entry.columns[column], value_bytes(each, f"{column}.{place}", media))
+                    (entry.columns[column], value_bytes(each, f"{column}.{place}", media, entry.columns[column]))
                     for place, each in enumerate(value)
                     if not is_empty(each)
                 ]
@@ -297,7 +303,7 @@ def _interleaved(lists: dict[str, list[Any]], columns: dict[str, str], media: Me
         if len(here) > 1:
             raise BadSample("two-at-a-place", f"{' and '.join(here)} both hold something at place {place}")
         for column, value in here.items():
-            yield columns[column], value_bytes(value, f"{column}.{place}", media)
+            yield columns[column], value_bytes(value, f"{column}.{place}", media, columns[column])
 
 
 def _proposal(entry: Entry) -> str:

@@ -65,7 +65,8 @@ class Partition(Cut):
 
     def key(self, settings_hash: str) -> str:
         """Equal exactly if tokenizing again would give the same bytes (16 hex digits)."""
-        entry = self.entry.model_dump(mode="json", exclude={"path", "root"})
+        unset = {"layout"} if self.entry.layout is None else set()  # fields that came later leave older keys alone
+        entry = self.entry.model_dump(mode="json", exclude={"path", "root"} | unset)
         columns = list(self.entry.columns or ())  # their order is the reading order
         where = (columns, self.index, self.span and self.span[1:], self.versions)
         return content_hash(READING, settings_hash, entry, *where)[:16]

@@ -1,20 +1,26 @@
 """What a value of a Parquet column is: text, bytes, or a struct that holds or names them.
 
-str | bytes | {bytes, path} | {data, mime} and the like | {array, sampling_rate} --`value_bytes`--> a part's bytes, or BadSample
+str (of pictures and sound, a path) | bytes | {bytes, path} | {data, mime} and the like | {array, sampling_rate} --`value_bytes`--> a part's bytes, or BadSample
 
 A value that is there and that cannot be read makes its row a reject: a document without it would be another one.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any
 
 import numpy as np
 
+from motet.core.urls import censored
 from motet.pipeline.corpus.sources.media import Media
 from motet.pipeline.corpus.sources.sample import MAX_FILE, empty, string
 from motet.tokenizers.contract import BadSample
+
+URL = re.compile(r"(https?|ftp|data):", re.I)
+BINARY = ("image", "speech")
+"""Modalities of which no string is a sample: one in their column names a file."""
 
 
 def is_empty(value: Any) -> bool:
@@ -22,10 +28,12 @@ def is_empty(value: Any) -> bool:
     return all(map(is_empty, value.values())) if isinstance(value, dict) else empty(value)
 
 
-def value_bytes(value: Any, where: str, media: Media) -> bytes:
+def value_bytes(value: Any, where: str, media: Media, modality: str = "text") -> bytes:
     """The bytes of a value that is not empty; `where` names it for people."""
     if isinstance(value, dict):
         value = _held(value, where, media)
+    elif isinstance(value, str) and modality in BINARY:
+        value = _named(value, where, media)
     if isinstance(value, str):
         return string(value, where)
     if not isinstance(value, bytes):
@@ -48,9 +56,19 @@ def _held(value: dict[str, Any], where: str, media: Media) -> bytes:
     if isinstance(value.get("array"), list) and "sampling_rate" in value:
         return _sound(value["array"], value["sampling_rate"], where)
     if not empty(value.get("path")):
-        return media.read(string(value["path"], f"{where}.path").decode())
+        return _named(value["path"], f"{where}.path", media)
     there = ", ".join(field for field, inner in value.items() if not is_empty(inner))
     raise BadSample("no-bytes", f"{where} has {there}, but neither bytes nor a path; download what it means first")
+
+
+def _named(value: Any, where: str, media: Media) -> bytes:
+    name = string(value, where).decode()
+    if URL.match(name):
+        raise BadSample(
+            "no-bytes",
+            f"{where} is the URL {censored(name):.200}; download what lies there, and write its path in its place",
+        )
+    return media.read(name)
 
 
 def _sound(array: list[Any], rate: Any, where: str) -> bytes:

@@ -24,8 +24,10 @@ from typing import Any
 
 from motet.core.configuration import Settings
 from motet.core.errors import UserError
+from motet.pipeline.dataset.manifest import rejected
+from motet.pipeline.dataset.rejects import Reject
 from motet.pipeline.job.engines import EngineOptions
-from motet.pipeline.job.task import Result, Task
+from motet.pipeline.job.task import Result, Task, example
 from motet.pipeline.job.work import PartitionFailed, Work, Worker, WorkerLost
 
 
@@ -217,9 +219,9 @@ def _results(work: Work, tasks: Sequence[Task]) -> Iterator[Result]:
     entries = work.output.entries([task.commit for task in tasks])
     for task in tasks:
         entry = entries[task.commit]
-        yield Result(
-            task.partition.entry.name, task.partition.size, entry.rows, entry.rejects, f"in {entry.rejects_file}"
-        )
+        lost = [] if entry.rows else rejected(work.output.store, entry)  # only of these a person may be told
+        seen = example(Reject.of(lost[0])) if lost else ""
+        yield Result(task.partition.entry.name, task.partition.size, entry.rows, entry.rejects, seen)
 
 
 class _Job(threading.Thread):
