@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Real files, broken in every way: the job ends, says so in words, and every input is a document or a reject.
 
-pictures, recordings, texts of the bundled corpus --another format--> PNG JPEG WebP GIF BMP AVIF TIFF, WAV FLAC OGG AIFF MP3,
-JSONL, tar, Parquet
+pictures, recordings, texts of the bundled corpus --another format--> PNG JPEG WebP GIF BMP AVIF TIFF PPM
+JPEG2000, WAV FLAC OGG AIFF MP3 CAF W64 AU, JSONL, tar, Parquet
 --`fuzz`: bits, cuts, insertions, swaps, zeros, lies about lengths, two files in one--> corpora --`motet tokenize`-->
 exit code 0 or 3, no traceback; documents + rejects = inputs; every sound file, one beside each broken one, is there with
 the tokens that it has in a corpus of sound files alone
@@ -44,16 +44,16 @@ def files(chance: random.Random) -> dict[str, list[bytes]]:
     for path in chance.sample(sorted((CORPUS / "images/emoji").glob("*.webp")), 12):
         found.setdefault("webp", []).append(path.read_bytes())
         picture = Image.open(path).convert("RGB").resize((96, 96))
-        plain = ((ending, {}) for ending in ("png", "gif", "bmp", "avif"))
+        plain = ((ending, {}) for ending in ("png", "gif", "bmp", "avif", "ppm", "jp2"))
         chosen = (("jpg", {"quality": 80}), ("jpeg", {"progressive": True}), ("tiff", {"compression": "tiff_lzw"}))
         for ending, options in (*plain, *chosen):
             out = io.BytesIO()
-            picture.save(out, {"jpg": "JPEG"}.get(ending, ending.upper()), **options)
+            picture.save(out, {"jpg": "JPEG", "jp2": "JPEG2000"}.get(ending, ending.upper()), **options)
             found.setdefault(ending, []).append(out.getvalue())
     for path in chance.sample(sorted((CORPUS / "speech/prompts").glob("*.ogg")), 8):
         found.setdefault("ogg", []).append(path.read_bytes())
         samples, rate = soundfile.read(path, dtype="float32")
-        for ending in ("wav", "flac", "aiff", "mp3"):
+        for ending in ("wav", "flac", "aiff", "mp3", "caf", "w64", "au"):
             out = io.BytesIO()
             soundfile.write(out, samples[: 2 * rate], rate, format=ending.upper())
             found.setdefault(ending, []).append(out.getvalue())
@@ -108,8 +108,8 @@ def make(
     everything = [data for some in sound.values() for data in some]
     entries, inputs, alone = [], {}, []
     kinds = (
-        ("image", ("png", "jpg", "jpeg", "webp", "gif", "bmp", "avif", "tiff")),
-        ("speech", ("wav", "flac", "ogg", "aiff", "mp3")),
+        ("image", ("png", "jpg", "jpeg", "webp", "gif", "bmp", "avif", "tiff", "ppm", "jp2")),
+        ("speech", ("wav", "flac", "ogg", "aiff", "mp3", "caf", "w64", "au")),
     )
     for modality, endings in kinds:
         pairs = []

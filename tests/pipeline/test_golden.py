@@ -3,10 +3,16 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from motet.core.errors import UserError
 from motet.pipeline.corpus.sources import sample
 from motet.pipeline.dataset import header, index, manifest
+from motet.pipeline.dataset.left_out import LeftOut
+from motet.pipeline.dataset.seal import seal, unseal
 from motet.pipeline.job.job import tokenize_corpus
 from motet.pipeline.job.partitions import partitions
 
@@ -27,6 +33,31 @@ def test_a_text_dataset(corpus: Path, configure, tools: Path, tmp_path: Path, go
     golden("manifest of text", manifest.FORMAT_VERSION, written)
     whole = hashlib.sha256((tmp_path / "out" / index.NAME).read_bytes()).hexdigest()
     golden("index of text", index.FORMAT_VERSION, whole)
+
+
+def test_a_manifest_of_before_is_read_and_one_of_later_says_so(dataset: Path) -> None:
+    """Format 1 has grown by fields that may be absent (`left_out`; of a shard `unknown`); those are never written empty."""
+    now = manifest.Manifest.load(dataset)
+    before = (dataset / manifest.NAME).read_bytes()
+    assert b"left_out" not in before and b'"unknown"' not in before and now.to_text().encode() == before
+    row = LeftOut("file", "*.docx", 2, 10, "a.docx", "nothing reads it", "leave it out of path")
+    (entry,) = now.shards
+    grown = replace(now, left_out={"a": (row,)}, shards=(replace(entry, unknown={"text": (1, 9)}),))
+    read = manifest.Manifest.of(grown.to_text().encode(), now.store)
+    assert read == grown
+    data = unseal(grown.to_text().encode())
+    del data["left_out"], data["shards"][0]["unknown"]
+    assert manifest.Manifest.of(seal(json.dumps(data)), now.store) == now
+    for change in (
+        lambda data: data["shards"][0].update(quality=1),
+        lambda data: data["left_out"]["a"][0].update(quality=1),
+    ):
+        later = unseal(grown.to_text().encode())
+        change(later)
+        with pytest.raises(
+            UserError, match=r"manifest\.json: has fields .*\(quality\): a later one .* `motet tokenize` again"
+        ):
+            manifest.Manifest.of(seal(json.dumps(later)), now.store)
 
 
 def test_keys_of_partitions(corpus: Path, configure, golden) -> None:

@@ -14,7 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,11 @@ class Manifest:
             data = unseal(text)
             if data["format_version"] != FORMAT_VERSION:
                 raise UserError(f"{where}: format {data['format_version']}; this motet reads {FORMAT_VERSION}")
+            if later := _later(data):  # whole, or its seal would not fit
+                raise UserError(
+                    f"{where}: has fields that this motet does not know ({', '.join(later)}): a later one wrote it; "
+                    "install that one, or run this one's `motet tokenize` again, which re-makes it"
+                )
             return cls(
                 store=store,
                 modalities=tuple(data["modalities"]),
@@ -293,6 +299,17 @@ def rejected(store: Store, entry: ShardEntry) -> list[dict[str, Any]]:
         return rejects.of_bytes(data)
     except (ValueError, OSError) as error:
         raise DamagedShard(f"{where}: cannot be read: {error}") from None
+
+
+def _later(data: Mapping[str, Any]) -> list[str]:
+    """Fields of a manifest's rows that no motet up to this one has written."""
+    rows = ((ShardEntry, data["shards"]), *((LeftOut, rows) for rows in data.get("left_out", {}).values()))
+    return sorted({name for kind, some in rows for row in some for name in row.keys() - _names(kind)})
+
+
+@cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(each.name for each in fields(kind))
 
 
 def _numbers(counts: Mapping[str, int]) -> dict[int, int]:
