@@ -83,7 +83,9 @@ def _parallel(check: Check, entries: Sequence[ShardEntry], workers: int) -> Iter
     pending: deque[tuple[ShardEntry, Future[Checked]]] = deque()
     try:
         while True:
-            pending.extend((entry, pool.submit(check, entry)) for entry in islice(ahead, 2 * workers - len(pending)))
+            pending.extend(
+                (entry, _submitted(pool, check, entry)) for entry in islice(ahead, 2 * workers - len(pending))
+            )
             if not pending:
                 return
             entry, future = pending.popleft()
@@ -92,9 +94,19 @@ def _parallel(check: Check, entries: Sequence[ShardEntry], workers: int) -> Iter
             except BrokenProcessPool:  # by this shard or by one of those that were begun beside it
                 yield _alone(check, entry)
                 pool = _pool(workers)
-                pending = deque((other, pool.submit(check, other)) for other, _ in pending)
+                pending = deque((other, _submitted(pool, check, other)) for other, _ in pending)
     finally:  # also when it is interrupted: what has not begun is not begun any more
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, check: Check, entry: ShardEntry) -> Future[Checked]:
+    """A pool of which a process has ended already says so in the same way as one of which it ends later."""
+    try:
+        return pool.submit(check, entry)
+    except BrokenProcessPool as error:
+        broken: Future[Checked] = Future()
+        broken.set_exception(error)
+        return broken
 
 
 def _alone(check: Check, entry: ShardEntry) -> Checked:
