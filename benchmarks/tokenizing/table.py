@@ -147,8 +147,8 @@ def pictures(bench: Bench) -> None:
     emoji, jpegs = corpora.emoji(bench.folder), corpora.jpegs(bench.folder)
     for name, folder, size, counts in (
         ("64-pixel WebP at 64", emoji, 64, (512, 3072)),
-        ("512-pixel JPEG at 64", jpegs, 64, (128, 768)),
-        ("512-pixel JPEG at 256", jpegs, 256, (64, 192)),
+        ("512-pixel JPEG at 64", jpegs, 64, (128, 3072)),
+        ("512-pixel JPEG at 256", jpegs, 256, (64, 256)),
     ):
         media(bench, f"pictures ({name})", "image", folder, {**settings, "size": size}, counts)
 
