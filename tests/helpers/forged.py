@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import xxhash
+from one_shard import manifest_of
 
 from motet.pipeline.dataset import index, messages
 from motet.pipeline.dataset.counts import Counts
 from motet.pipeline.dataset.header import ShardHeader
-from motet.pipeline.dataset.manifest import Manifest, ShardEntry
 from motet.pipeline.dataset.shard import Document, ShardSummary, ShardWriter, sample_id
-from motet.pipeline.dataset.store import store_of
-from motet.pipeline.dataset.totals import Sums
 from motet.tokenizers.contract import TokenizerSpec, Tokens
 
 SPECS = {
@@ -73,15 +71,7 @@ class Forged:
             self.change(_columns(data))
         path.write_bytes(data)
         summary = _told(data, self.rows or told.rows)
-        entry = ShardEntry(
-            "shards/forged.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes,
-            summary.batch_rows, summary.batch_offsets, rejects={}, inputs=(), **counts.told(),
-        )  # fmt: skip
-        sums = Sums()
-        sums.add("a", counts.totals)
-        own = (sums.codebooks, sums.lengths, sums.span_lengths)
-        manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), *own, {"a": list(SPECS)})
-        (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
+        manifest = manifest_of(folder, "shards/forged.arrow", summary, SPECS, counts)
         (folder / index.NAME).write_bytes(index.to_bytes(manifest))
         return folder
 

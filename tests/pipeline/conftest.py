@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_shard import manifest_of
 
 from motet.core.configuration import validate
 from motet.pipeline.corpus.sources import read
 from motet.pipeline.dataset.counts import Counts
 from motet.pipeline.dataset.header import ShardHeader
 from motet.pipeline.dataset.left_out import LeftOut, Rest
-from motet.pipeline.dataset.manifest import Manifest, ShardEntry
 from motet.pipeline.dataset.shard import Document, ShardWriter, sample_id
-from motet.pipeline.dataset.store import store_of
-from motet.pipeline.dataset.totals import Sums
 from motet.pipeline.job.config import TokenizeConfig
 from motet.pipeline.job.partitions import partitions
 from motet.tokenizers.contract import TokenizerSpec, Tokens
@@ -128,15 +126,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.write(document := Document(sample_id("a", str(i), [str(i).encode()]), "a", spans))
         counts.document(document)
     summary = writer.close()
-    entry = ShardEntry(
-        "shards/a.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes, summary.batch_rows,
-        summary.batch_offsets, rejects={}, inputs=(), **counts.told(),
-    )  # fmt: skip
-    sums = Sums()
-    sums.add("a", counts.totals)
-    own = (sums.codebooks, sums.lengths, sums.span_lengths)
-    manifest = Manifest(store_of(folder), tuple(SPECS), SPECS, "h", ("a",), (entry,), *own, {"a": list(SPECS)})
-    (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
+    manifest_of(folder, "shards/a.arrow", summary, SPECS, counts)
     return folder
 
 

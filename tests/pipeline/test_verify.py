@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_shard import manifest_of
 
 from motet.core.errors import UserError
 from motet.core.hashing import content_hash
@@ -18,7 +19,6 @@ from motet.pipeline.dataset.manifest import Manifest, ShardEntry
 from motet.pipeline.dataset.seal import seal, unseal
 from motet.pipeline.dataset.shard import Document, Shard, ShardWriter
 from motet.pipeline.dataset.store import store_of
-from motet.pipeline.dataset.totals import Sums
 from motet.pipeline.dataset.verify import Verification, _parallel, strangers
 from motet.pipeline.job.job import tokenize_corpus
 from motet.tokenizers.contract import Tokens
@@ -63,7 +63,7 @@ def test_every_flipped_bit_beside_the_data_is_refused_by_name(dataset: Path, tmp
         writer.write(document := Document(bytes([i]) * 16, "a", spans))
         counts.document(document)
     summary = writer.close()
-    manifest = Manifest.load(_manifest_of(tmp_path, summary, specs, counts))
+    manifest = manifest_of(tmp_path, "shards/small.arrow", summary, specs, counts)
     assert problems(manifest) == []
     raw, random = file.read_bytes(), np.random.default_rng(0)
     for at in random.permutation(len(raw))[:700].tolist():
@@ -74,19 +74,6 @@ def test_every_flipped_bit_beside_the_data_is_refused_by_name(dataset: Path, tmp
         with pytest.raises(DamagedShard, match=r"small\.arrow: is damaged"):
             manifest.open_shard(manifest.shards[0])
         assert any("small.arrow" in problem for problem in problems(manifest)), at
-
-
-def _manifest_of(folder: Path, summary, specs, counts: Counts) -> Path:
-    entry = ShardEntry(
-        "shards/small.arrow", "a", 0, summary.rows, summary.bytes, summary.hash, summary.batch_hashes,
-        summary.batch_rows, summary.batch_offsets, rejects={}, inputs=(), **counts.told(),
-    )  # fmt: skip
-    sums = Sums()
-    sums.add("a", counts.totals)
-    own = (sums.codebooks, sums.lengths, sums.span_lengths)
-    manifest = Manifest(store_of(folder), tuple(specs), specs, "h", ("a",), (entry,), *own, {"a": list(specs)})
-    (folder / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
-    return folder
 
 
 def test_verify_finds_wrong_ids_and_broken_spans(dataset: Path, tmp_path: Path) -> None:
@@ -238,7 +225,7 @@ def test_a_whole_shard_that_says_something_else_than_its_source_is_found(
         document = Document(bytes([i]) * 16, source, (("text", Tokens((3,), ids=np.arange(3))),))
         writer.write(document)
         counts.document(document)
-    found = problems(Manifest.load(_manifest_of(tmp_path, writer.close(), specs, counts)))
+    found = problems(manifest_of(tmp_path, "shards/small.arrow", writer.close(), specs, counts))
     assert found == [] if message is None else len(found) == 1 and message in found[0], found
 
 
