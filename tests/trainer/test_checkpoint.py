@@ -151,3 +151,68 @@ def test_the_millionth_step_is_later_than_the_one_before(out):
         save(out, step)
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-1000000", "step-999999"]
     assert checkpoint.read_state(checkpoint.latest(out)).step == 1_000_000
+
+
+def begin(saver: Saver, step: int) -> None:
+    saver.begin(state(step), tensors(step), tensors(step + 1))
+
+
+@pytest.fixture
+def blocked(tmp_path):
+    """(a run folder in which no checkpoint can be written, the file that is in the way)."""
+    (tmp_path / "checkpoints").write_text("not a folder")
+    return tmp_path, tmp_path / "checkpoints"
+
+
+def test_a_save_that_fails_is_told_and_the_next_ones_count_anew(blocked):
+    out, block = blocked
+    said: list[str] = []
+    with Saver(out, 2, 1, said.append) as saver:
+        begin(saver, 5)
+        assert said and f"{block}" in said[0] and "checkpoint of step 5 cannot be written" in said[0]
+        block.unlink()
+        begin(saver, 10)
+        saver.finish()
+        shutil.rmtree(block)
+        block.write_text("again")
+        begin(saver, 15)  # the first one that fails since
+        assert len(said) == 2
+        block.unlink()
+        begin(saver, 20)
+    assert [path.name for path in block.iterdir()] == ["step-000020"]
+
+
+def test_too_many_failures_in_a_row_stop(blocked):
+    said: list[str] = []
+    with pytest.raises(UserError, match="step 10 cannot be written"), Saver(blocked[0], 2, 1, said.append) as saver:
+        begin(saver, 5)
+        begin(saver, 10)
+    assert len(said) == 1
+
+
+def test_the_last_save_of_a_run_may_not_fail(blocked):
+    told = r"step 5 cannot be written.*goes on from the checkpoint before it"
+    with pytest.raises(UserError, match=told), Saver(blocked[0], 2, 9, print) as saver:
+        begin(saver, 5)
+
+
+def test_a_fault_of_ours_is_no_full_disk(tmp_path):
+    broken = {"a": torch.zeros(3, dtype=torch.complex128), "b": torch.zeros(2, 2).t()}
+    with pytest.raises(Exception, match=r"(?i)complex|dtype|type") as raised, Saver(tmp_path, 2, 9, print) as saver:
+        saver.begin(state(5), broken, tensors(1))
+    assert not isinstance(raised.value, UserError)
+
+
+def test_what_training_does_to_the_weights_meanwhile_is_not_saved(tmp_path):
+    weights, moments = tensors(3), tensors(4)
+    with Saver(tmp_path, 2, 0, print) as saver:
+        saver.begin(state(5), weights, moments)
+        for tensor in (*weights.values(), *moments.values()):
+            tensor.zero_()
+    assert all(torch.equal(loaded(checkpoint.place(tmp_path, 5), MODEL)[key], each) for key, each in tensors(3).items())
+
+
+def test_a_step_that_is_saved_again_replaces_the_first(out):
+    save(out, 10, seed=77)
+    assert torch.equal(loaded(checkpoint.place(out, 10), MODEL)["a.weight"], tensors(77)["a.weight"])
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000005", "step-000010"]

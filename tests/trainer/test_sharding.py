@@ -85,6 +85,25 @@ def test_two_groups_of_two_shares_are_one_model(pictures):
     same(one, four)
 
 
+def test_two_whole_models_are_one_too(pictures, train_config, tmp_path):
+    """Each rank has all weights, and gradients are added up: the head and the U-Net, outside of the layers, with them."""
+    settings, one, _ = pictures
+    found = ranks([train_config(**settings)] * 2, tmp_path, tmp_path / "run")
+    assert [code for code, _ in found] == [0, 0], found
+    same(one, tmp_path / "run")
+
+
+def test_layers_may_travel_in_bfloat16(pictures, train_config, tmp_path):
+    settings = {**pictures[0], "steps": 6, "checkpoint_every": 6, "precision": "bfloat16", "recompute": "layer"}
+    train(train_config(**settings), tmp_path / "one")
+    found = ranks([train_config(**settings, sharding="shard")] * 2, tmp_path, tmp_path / "two")
+    assert [code for code, _ in found] == [0, 0], found
+    for a, b in zip(metrics.read(tmp_path / "one"), metrics.read(tmp_path / "two"), strict=True):
+        assert a["batch"] == b["batch"] and a["loss"] == pytest.approx(b["loss"], rel=2e-3)
+    stored = Trained.open(tmp_path / "two").model.state_dict().values()
+    assert all(weight.dtype is torch.float32 for weight in stored)
+
+
 def test_the_same_ranks_write_the_same_bytes_about_equally_many(two, train_config, tmp_path):
     _, both = two
     found = ranks([train_config(**EXPERTS, sharding="shard")] * 2, tmp_path, tmp_path / "again")

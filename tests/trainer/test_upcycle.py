@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ranks import ranks
 from safetensors.torch import load_file, save_file
 
 from motet.core.errors import UserError
@@ -133,6 +134,17 @@ def test_a_run_starts_at_the_dense_models_loss_and_goes_on_from_its_own(train_co
     assert any("going on after step 4" in line for line in said)
     assert [row["loss"] for row in metrics.read(tmp_path / "run")] == losses
     assert theirs.config.vocab_size == IDS
+
+
+def test_ranks_that_share_the_weights_start_there_too(train_config, dataset, tmp_path):
+    dense(tmp_path / "dense", "llama")
+    config = start_config(train_config, tmp_path / "dense", dataset, steps=3, micro_rows=1)
+    train(config, tmp_path / "one")
+    found = ranks([config.model_copy(update={"sharding": "shard"})] * 2, tmp_path, tmp_path / "two")
+    assert [code for code, _ in found] == [0, 0], found
+    assert "every tower is a copy; text loss before training" in found[0][1]
+    for a, b in zip(metrics.read(tmp_path / "one"), metrics.read(tmp_path / "two"), strict=True):
+        assert a["batch"] == b["batch"] and a["loss"] == pytest.approx(b["loss"], rel=1e-6)
 
 
 def test_a_configuration_of_another_shape_is_told_what_to_write(train_config, dataset, tmp_path):

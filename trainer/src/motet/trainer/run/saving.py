@@ -1,7 +1,7 @@
 """Checkpoints written beside training: a step waits for a copy in memory, not for a disk.
 
     weights, moments --`begin`: a copy--> a thread on each rank: its files, their hashes, sync
-    every rank's thread has ended --`step` of a later step, `finish`--> state.json, one rename: the checkpoint exists
+    every rank's thread has ended (`ready`) --`finish`, after a later step--> state.json, one rename: the checkpoint exists
 
 One checkpoint is under way at a time; the next one waits for it. A save that fails (a full disk) stops nothing: it is told, and
 the checkpoint before it stands. So many in a row as `failed_saves` do stop the run, and so does the last one of a run.
@@ -41,9 +41,10 @@ class Saver:
         self._buffers: dict[tuple[str, str], Tensor] = {}
         self._under_way: tuple[State, Future[dict[str, str]]] | None = None
         self._failed = 0
+        self._refusal: UserError | None = None
 
     def begin(self, state: State, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """Copy what this rank holds, and write the copy while training goes on."""
+        """Copy what this rank holds, and write the copy while training goes on. UserError if too many saves have failed."""
         self.finish()
         partial = checkpoint.place(self._out, state.step).with_suffix(".partial")
         cleared = self._rank == 0 and _tried(lambda: checkpoint.clear(partial, (MODEL, OPTIMIZER)))
@@ -63,7 +64,7 @@ class Saver:
         return self._under_way is not None and self._under_way[1].done()
 
     def finish(self) -> None:
-        """The checkpoint that is under way becomes one, if it can; waits for its writing."""
+        """The checkpoint that is under way becomes one, if it can; waits for its writing. UserError as `begin`."""
         if self._under_way is None:
             return
         state, written = self._under_way
@@ -85,7 +86,7 @@ class Saver:
         with self._thread:  # a thread that writes is waited for, whatever stops the run
             if kind is None:
                 self.finish()
-        if kind is None and self._failed:
+        if kind is None and self._failed and self._refusal is not None:
             raise self._refusal
 
     def _write(self, partial: Path, parts: Mapping[str, Mapping[str, Part]]) -> dict[str, str]:
