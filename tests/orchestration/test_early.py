@@ -121,15 +121,19 @@ def test_a_fit_tells_what_is_left_and_leaves_nothing_when_it_is_stopped(tmp_path
         motet("tokenizer", "fit", "vqgan", "--samples", CORPUS / "images/emoji", "--out", out, *options),
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background ignores it
     )
-    assert process.stderr is not None
-    line = ""
-    while "step 50 of 100000" not in line:
-        line = process.stderr.readline()
-        assert line, "it ended"
-    assert " left" in line and "about " in line
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    try:
+        assert process.stderr is not None
+        line = ""
+        while "step 50 of 100000" not in line:
+            line = process.stderr.readline()
+            assert line, "it ended"
+        assert " left" in line and "about " in line
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "keeps nothing of what it began" in told and "goes on" not in told
     assert [(p.name, p.read_text()) for p in out.iterdir()] == [("config.json", "{}")]
     assert [p.name for p in tmp_path.iterdir()] == ["vqgan"]

@@ -83,7 +83,7 @@ def config(tools: Path, place: Path) -> TokenizeConfig:
         "partition_samples": 40,
         "partition_bytes": 60_000,
         "max_reject_fraction": 1.0,
-        "sample_seconds": 2,
+        "sample_seconds": 4,  # many times what a sample needs, also where other work holds the cores
     }
     return validate(settings, TokenizeConfig, "ruins")
 
