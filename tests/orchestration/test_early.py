@@ -121,7 +121,8 @@ def test_a_fit_tells_what_is_left_and_leaves_nothing_when_it_is_stopped(tmp_path
         motet("tokenizer", "fit", "vqgan", "--samples", CORPUS / "images/emoji", "--out", out, *options),
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background ignores it
+        # What is started in the background ignores SIGINT, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert process.stderr is not None
