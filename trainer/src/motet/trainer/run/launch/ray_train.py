@@ -30,6 +30,7 @@ from motet.pipeline.dataset.header import DamagedShard
 from motet.trainer.config import TrainConfig
 from motet.trainer.run.checkpoint import DamagedCheckpoint
 from motet.trainer.run.folder import check
+from motet.trainer.run.launch import own_ray
 from motet.trainer.run.metrics import Progress
 from motet.trainer.run.train import train
 
@@ -49,7 +50,12 @@ def launch(config: TrainConfig, out: str | Path) -> dict[str, Any]:
     if started and os.environ.get("RAY_ADDRESS"):
         ray.init()
     elif started:
-        ray.init(address="local", num_cpus=config.workers * threads + 1, include_dashboard=False)
+        ray.init(
+            address="local",
+            num_cpus=config.workers * threads + 1,
+            include_dashboard=False,
+            runtime_env={"worker_process_setup_hook": f"{own_ray.__name__}.{own_ray.settle.__name__}"},
+        )
     try:
         gpus = ray.cluster_resources().get("GPU", 0) >= config.workers
         trainer = TorchTrainer(
