@@ -18,10 +18,13 @@ from motet.trainer.run.train import train
 from motet.trainer.use.trained import Trained
 
 AGAIN = """
+from torch.distributed.tensor import DTensor
 from motet.trainer.run.saving import Saver
 from motet.trainer.run.sharding import spread
 from motet.trainer.run.state import Run
 run = Run.open(config, out, rank, world)
+run.heldout_losses()
+assert all(isinstance(weight, DTensor) == run.sharded for weight in run.model.parameters())
 with Saver(out.with_name(f"again-{world}"), 1, 0, print, rank, world) as saver:
     run.save(saver, run.loader.order.cursor(run.step))
 """
